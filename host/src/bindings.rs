@@ -1,0 +1,6 @@
+//! The contract of `wit/world.wit`, as Rust. Nothing else is in this file.
+
+wasmtime::component::bindgen!({
+    path: "../wit",
+    world: "line-server",
+});

@@ -1,0 +1,267 @@
+//! The command line, into finished settings. The only place that reads arguments and environment.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{ArgAction, Args, Parser};
+use tracing::level_filters::LevelFilter;
+
+use crate::capacity::Capacity;
+use crate::framing::Framing;
+use crate::limits::{self, Limits};
+use crate::logging::LogFormat;
+
+/// A TCP server whose logic is a sandboxed WebAssembly component.
+///
+/// Every connection gets a thread and an instance of the guest of its own. Without options the
+/// built-in greeter is served: `Welcome!`, `Hello, NAME!` for every line, and `exit` to leave.
+#[derive(Debug, Parser)]
+#[command(name = "airlock", version, max_term_width = 100)]
+#[command(after_help = "Sizes are written like 64KiB, times like 500ms or 5m.")]
+pub struct Cli {
+    /// What `airlock` does when no subcommand is named.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// The options of a server.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where to wait for connections; port 0 takes a free one and prints it
+    #[arg(long, env = "AIRLOCK_LISTEN", value_name = "ADDR:PORT")]
+    #[arg(default_value = "127.0.0.1:9999", value_parser = address)]
+    pub listen: SocketAddr,
+
+    /// Connections the kernel completes ahead of time
+    #[arg(long, env = "AIRLOCK_BACKLOG", value_name = "N", default_value_t = 1024)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub backlog: u16,
+
+    /// The component to serve [default: the built-in greeter]
+    #[arg(long, env = "AIRLOCK_GUEST", value_name = "FILE.wasm")]
+    pub guest: Option<PathBuf>,
+
+    /// An environment variable for the guest; may be given more than once (in AIRLOCK_ENV: one a
+    /// line)
+    #[arg(long = "env", env = "AIRLOCK_ENV", value_name = "NAME=VALUE")]
+    #[arg(value_parser = variable, value_delimiter = '\n')]
+    pub environment: Vec<(String, String)>,
+
+    /// What makes a message: `auto` tells by the first newline
+    #[arg(long, env = "AIRLOCK_FRAMING", value_enum, default_value_t = Framing::Auto)]
+    pub framing: Framing,
+
+    /// The longest line, without its ending
+    #[arg(long, env = "AIRLOCK_MAX_LINE", value_name = "SIZE")]
+    #[arg(default_value_t = ByteSize(limits::LINE_BYTES as u64), value_parser = size)]
+    pub max_line: ByteSize,
+
+    /// The longest reply and greeting
+    #[arg(long, env = "AIRLOCK_MAX_REPLY", value_name = "SIZE")]
+    #[arg(default_value_t = ByteSize(limits::REPLY_BYTES as u64), value_parser = size)]
+    pub max_reply: ByteSize,
+
+    /// The most connections at once [default: what the limits of this process and machine allow]
+    #[arg(long, env = "AIRLOCK_MAX_CONNECTIONS", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+
+    /// How long a client may be silent between lines
+    #[arg(long, env = "AIRLOCK_IDLE_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value_t = limits::IDLE_TIME.into(), value_parser = time)]
+    pub idle_timeout: humantime::Duration,
+
+    /// How long a client may take for one line, from its first byte
+    #[arg(long, env = "AIRLOCK_LINE_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value_t = limits::LINE_TIME.into(), value_parser = time)]
+    pub line_timeout: humantime::Duration,
+
+    /// How long a client may leave replies unread
+    #[arg(long, env = "AIRLOCK_WRITE_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value_t = limits::WRITE_TIME.into(), value_parser = time)]
+    pub write_timeout: humantime::Duration,
+
+    /// How long the guest may take for one line, awake or asleep
+    #[arg(long, env = "AIRLOCK_CALL_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value_t = limits::CALL_TIME.into(), value_parser = time)]
+    pub call_timeout: humantime::Duration,
+
+    /// The most memory of one instance of the guest
+    #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
+    #[arg(default_value_t = ByteSize(limits::GUEST_MEMORY_BYTES as u64), value_parser = memory)]
+    pub guest_memory: ByteSize,
+
+    /// How the log on standard error is written
+    #[arg(long, env = "AIRLOCK_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Log more: -v for details, -vv for everything
+    #[arg(short, long, env = "AIRLOCK_VERBOSE", action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Log less: -q for warnings and errors, -qq for errors only
+    #[arg(short, long, env = "AIRLOCK_QUIET", action = ArgAction::Count)]
+    pub quiet: u8,
+}
+
+impl Serve {
+    /// Every bound of the server, on a machine with this capacity.
+    ///
+    /// # Errors
+    /// More connections were asked for than there is room for.
+    pub fn limits(&self, capacity: Capacity) -> Result<Limits, String> {
+        let room = capacity.connections;
+        let connections = self.max_connections.map_or(room, |most| most as usize);
+        if connections > room {
+            return Err(format!(
+                "--max-connections {connections} is more than the {room} that there is room for: \
+                 lower it, or raise {}",
+                capacity.bound
+            ));
+        }
+        Ok(Limits {
+            connections,
+            line_bytes: bytes(self.max_line),
+            reply_bytes: bytes(self.max_reply),
+            idle_time: self.idle_timeout.into(),
+            line_time: self.line_timeout.into(),
+            write_time: self.write_timeout.into(),
+            call_time: self.call_timeout.into(),
+            guest_memory_bytes: bytes(self.guest_memory),
+        })
+    }
+
+    /// How much to log.
+    pub fn level(&self) -> LevelFilter {
+        match i16::from(self.verbose) - i16::from(self.quiet) {
+            ..=-2 => LevelFilter::ERROR,
+            -1 => LevelFilter::WARN,
+            0 => LevelFilter::INFO,
+            1 => LevelFilter::DEBUG,
+            2.. => LevelFilter::TRACE,
+        }
+    }
+}
+
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+/// An address to listen on or to connect to.
+///
+/// # Errors
+/// A sentence that says which part is wrong.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or("want ADDR:PORT, as in 127.0.0.1:9999 or [::1]:9999")?;
+    let port: u16 = port
+        .parse()
+        .map_err(|_| format!("`{port}` is not a port: want a number from 0 to 65535"))?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if bare.is_none() && host.contains(':') {
+        return Err(format!("write an IPv6 address in brackets: [{host}]:{port}"));
+    }
+    (bare.unwrap_or(host), port)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| format!("`{host}` is not an address of this machine or a name it knows"))
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("want NAME=VALUE".to_owned()),
+    }
+}
+
+/// The largest size that is accepted: what one connection holds stays far below the machine's.
+const MOST_BYTES: u64 = 1 << 30;
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| "want a size like 64KiB or 65536".to_owned())?;
+    match size.as_u64() {
+        0 => Err("want at least 1 byte".to_owned()),
+        1..=MOST_BYTES => Ok(size),
+        _ => Err("want at most 1GiB".to_owned()),
+    }
+}
+
+/// A linear memory has whole pages and at most 4 GiB.
+fn memory(text: &str) -> Result<ByteSize, String> {
+    const PAGE: u64 = 64 << 10;
+    const MOST: u64 = 4 << 30;
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| "want a size like 64MiB".to_owned())?;
+    match size.as_u64() {
+        PAGE..=MOST => Ok(ByteSize(size.as_u64() / PAGE * PAGE)),
+        _ => Err("want from 64KiB to 4GiB".to_owned()),
+    }
+}
+
+fn time(text: &str) -> Result<humantime::Duration, String> {
+    const MOST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    let time: humantime::Duration = text
+        .parse()
+        .map_err(|_| "want a time with its unit, like 500ms, 30s or 5m".to_owned())?;
+    match *time {
+        Duration::ZERO => Err("want more than no time at all".to_owned()),
+        time if time > MOST => Err("want at most a year".to_owned()),
+        _ => Ok(time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_option_has_a_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for option in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
+            let long = option.get_long().unwrap_or_default();
+            if matches!(long, "help" | "version") {
+                continue;
+            }
+            let expected = format!("AIRLOCK_{}", long.to_uppercase().replace('-', "_"));
+            let variable = option.get_env().and_then(|name| name.to_str());
+            assert_eq!(variable, Some(expected.as_str()));
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_used_is_named() {
+        for (text, part) in [
+            ("127.0.0.1:9999999", "`9999999` is not a port"),
+            ("127.0.0.1:-1", "`-1` is not a port"),
+            ("127.0.0.1:", "`` is not a port"),
+            ("9999", "want ADDR:PORT"),
+            ("::1:9999", "[::1]:9999"),
+            ("300.0.0.1:9999", "`300.0.0.1` is not an address"),
+        ] {
+            let error = address(text).expect_err(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert_eq!(address("[::1]:0").map(|a| a.to_string()), Ok("[::1]:0".to_owned()));
+    }
+
+    #[test]
+    fn sizes_and_times_have_units_and_bounds() {
+        assert_eq!(size("64KiB").map(bytes), Ok(65536));
+        assert_eq!(size("10").map(bytes), Ok(10));
+        assert!(size("0").is_err() && size("2GiB").is_err() && size("many").is_err());
+        assert_eq!(memory("100KiB").map(bytes), Ok(65536));
+        assert!(memory("1KiB").is_err() && memory("5GiB").is_err());
+        assert_eq!(time("500ms").map(|time| *time), Ok(Duration::from_millis(500)));
+        assert!(time("0s").is_err() && time("5").is_err() && time("9000y").is_err());
+    }
+}

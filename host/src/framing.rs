@@ -1,0 +1,313 @@
+//! Cuts bytes into messages, and joins replies into bytes.
+//!
+//! The rules are those of the wire contract (README, "On the wire"). Everything is bounded before
+//! it is stored: a line that is too long is refused when its first byte too many arrives, and the
+//! rest of it is dropped as it comes in. Nothing here knows sockets, clocks or guests: how long to
+//! wait for more bytes is the caller's business, and [`Reader::waiting`] says what for.
+
+use std::io::{self, Read, Write};
+
+use clap::ValueEnum;
+
+/// The most bytes one message has in `chunks` framing: the tutorial's `recv(1024)`.
+pub const CHUNK_BYTES: usize = 1024;
+
+/// A connection starts with a buffer of this size: one page, and enough for a person typing.
+const FIRST_BUFFER_BYTES: usize = 4 * 1024;
+
+/// A buffer that one read has filled is doubled, up to this size. More does not pay: a read that
+/// returns this much spreads the cost of its system call over thousands of lines.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Replies are handed to the writer when this much has been gathered.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// How a connection's bytes become messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Framing {
+    /// Lines if a newline comes first; chunks if bytes stay without one for 200 ms.
+    Auto,
+    /// A message is a line.
+    Lines,
+    /// A message is what one read returned, at most 1024 bytes.
+    Chunks,
+}
+
+/// What is written behind a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing: the reply to a chunk.
+    None,
+    /// LF.
+    Lf,
+    /// CR LF, as the line that is answered had it.
+    CrLf,
+}
+
+impl Ending {
+    fn bytes(self) -> &'static [u8] {
+        match self {
+            Ending::None => b"",
+            Ending::Lf => b"\n",
+            Ending::CrLf => b"\r\n",
+        }
+    }
+}
+
+/// One message of a client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// The text without its line ending, or why the guest must not see it.
+    pub text: Result<&'a str, Refusal>,
+    /// What the reply to it ends with.
+    pub ending: Ending,
+}
+
+/// Why a message is answered by the shim. The `Display` text is what the client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The line had more bytes than the limit.
+    #[error("error: line is longer than {limit_bytes} bytes")]
+    TooLong {
+        /// The limit, without the line ending.
+        limit_bytes: usize,
+    },
+    /// The message was not UTF-8.
+    #[error("error: line is not valid UTF-8")]
+    NotUtf8,
+}
+
+/// What a reader with no message to give is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// The first byte of a message.
+    ForMessage,
+    /// The rest of a line that has begun.
+    ForRestOfLine,
+    /// A newline, which would decide the framing. When none comes within the settle time, the
+    /// caller says so with [`Reader::settle`].
+    ForFraming,
+}
+
+/// Gathers bytes and gives messages, in bounded memory.
+#[derive(Debug)]
+pub struct Reader {
+    framing: Framing,
+    /// What the shim's own words, and the replies to messages without an ending of their own, end
+    /// with: the ending of the last line.
+    ending: Ending,
+    max_line_bytes: usize,
+    buffer: Vec<u8>,
+    /// `buffer[start..end]` has been read and not been given out; no newline is before `scanned`.
+    start: usize,
+    scanned: usize,
+    end: usize,
+    last_read_bytes: usize,
+    /// Inside a line that has been refused.
+    discarding: bool,
+    ended: bool,
+}
+
+impl Reader {
+    /// A reader for one connection. `max_line_bytes` does not count the line ending.
+    pub fn new(framing: Framing, max_line_bytes: usize) -> Reader {
+        Reader {
+            framing,
+            ending: match framing {
+                Framing::Auto | Framing::Lines => Ending::Lf,
+                Framing::Chunks => Ending::None,
+            },
+            max_line_bytes,
+            buffer: Vec::new(),
+            start: 0,
+            scanned: 0,
+            end: 0,
+            last_read_bytes: 0,
+            discarding: false,
+            ended: false,
+        }
+    }
+
+    /// Reads once from `source` and returns the number of bytes; 0 is the end of input, which
+    /// completes a last line that has no newline. Call it when [`Reader::next_message`] has
+    /// nothing left.
+    pub fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
+        self.make_room();
+        let room = match self.framing {
+            Framing::Chunks => self.buffer.len().min(self.end + CHUNK_BYTES),
+            Framing::Auto | Framing::Lines => self.buffer.len(),
+        };
+        let count = source.read(&mut self.buffer[self.end..room])?;
+        self.end += count;
+        self.last_read_bytes = count;
+        self.ended |= count == 0;
+        Ok(count)
+    }
+
+    /// The next complete message, if the bytes read so far hold one.
+    pub fn next_message(&mut self) -> Option<Message<'_>> {
+        if self.framing == Framing::Chunks {
+            return self.next_chunk();
+        }
+        while let Some(newline) = memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
+            self.framing = Framing::Lines;
+            let line = self.start..self.scanned + newline;
+            self.start = line.end + 1;
+            self.scanned = self.start;
+            if self.discarding {
+                self.discarding = false;
+                continue;
+            }
+            return Some(self.line(line.start, line.end));
+        }
+        self.scanned = self.end;
+        self.unfinished_line()
+    }
+
+    /// What the bytes that were read wait for. Only the caller knows for how long.
+    pub fn waiting(&self) -> Waiting {
+        match self.framing {
+            _ if self.start == self.end && !self.discarding => Waiting::ForMessage,
+            Framing::Auto => Waiting::ForFraming,
+            Framing::Lines | Framing::Chunks => Waiting::ForRestOfLine,
+        }
+    }
+
+    /// Decides for `chunks`: the settle time has passed without a newline.
+    pub fn settle(&mut self) {
+        self.framing = Framing::Chunks;
+        self.ending = Ending::None;
+    }
+
+    /// What a text ends with that answers no message: a greeting, a time-out.
+    pub fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// How many bytes have been read that no message was made of.
+    pub fn pending_bytes(&self) -> usize {
+        self.end - self.start
+    }
+
+    fn next_chunk(&mut self) -> Option<Message<'_>> {
+        if self.start == self.end {
+            return None;
+        }
+        let from = self.start;
+        self.start = self.end.min(from + CHUNK_BYTES);
+        self.scanned = self.start;
+        Some(message(&self.buffer[from..self.start], Ending::None))
+    }
+
+    /// A line whose newline is at `newline`.
+    fn line(&mut self, start: usize, newline: usize) -> Message<'_> {
+        let (end, ending) = match self.buffer[start..newline].last() {
+            Some(b'\r') => (newline - 1, Ending::CrLf),
+            _ => (newline, Ending::Lf),
+        };
+        if end - start > self.max_line_bytes {
+            return self.too_long();
+        }
+        self.ending = ending;
+        message(&self.buffer[start..end], ending)
+    }
+
+    /// What to make of bytes that no newline follows.
+    fn unfinished_line(&mut self) -> Option<Message<'_>> {
+        let (start, end) = (self.start, self.end);
+        if self.discarding || start == end {
+            self.start = end;
+            return None;
+        }
+        // A carriage return may yet turn out to be half of the line ending.
+        let ending_bytes = usize::from(!self.ended && self.buffer[end - 1] == b'\r');
+        if end - start > self.max_line_bytes + ending_bytes {
+            self.start = end;
+            self.framing = Framing::Lines;
+            self.discarding = true;
+            return Some(self.too_long());
+        }
+        if !self.ended {
+            return None;
+        }
+        self.start = end;
+        Some(message(&self.buffer[start..end], self.ending))
+    }
+
+    /// The refusal ends as the line before it did: it goes out before its own ending is known.
+    fn too_long(&self) -> Message<'static> {
+        Message {
+            text: Err(Refusal::TooLong {
+                limit_bytes: self.max_line_bytes,
+            }),
+            ending: self.ending,
+        }
+    }
+
+    /// Makes `buffer[end..]` non-empty, and gives memory back that a burst has left behind.
+    fn make_room(&mut self) {
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.scanned -= self.start;
+        self.start = 0;
+
+        let len = self.buffer.len();
+        if len == 0 {
+            self.buffer.resize(FIRST_BUFFER_BYTES, 0);
+        } else if self.end == len {
+            // A line that fills the buffer: room for the longest one, its ending and a byte more.
+            let longest = self.max_line_bytes.saturating_add(3);
+            self.buffer.resize((len * 2).min(longest.max(READ_BYTES)), 0);
+        } else if self.end == 0 && self.last_read_bytes == len && len < READ_BYTES {
+            self.buffer.resize(len * 2, 0);
+        } else if self.end == 0 && self.last_read_bytes < len / 4 && len > FIRST_BUFFER_BYTES {
+            self.buffer.truncate(FIRST_BUFFER_BYTES);
+            self.buffer.shrink_to_fit();
+        }
+    }
+}
+
+fn message(bytes: &[u8], ending: Ending) -> Message<'_> {
+    Message {
+        text: std::str::from_utf8(bytes).map_err(|_| Refusal::NotUtf8),
+        ending,
+    }
+}
+
+/// Gathers replies, so that those to a batch of messages leave in one write.
+#[derive(Debug, Default)]
+pub struct Writer {
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// Adds one reply.
+    pub fn push(&mut self, text: &str, ending: Ending) {
+        self.buffer.extend_from_slice(text.as_bytes());
+        self.buffer.extend_from_slice(ending.bytes());
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Whether enough has been gathered that it should be written before more is added.
+    pub fn is_full(&self) -> bool {
+        self.buffer.len() >= WRITE_BYTES
+    }
+
+    /// Writes all that was gathered and returns how many bytes that was.
+    pub fn flush(&mut self, sink: &mut impl Write) -> io::Result<usize> {
+        let count = self.buffer.len();
+        if count > 0 {
+            sink.write_all(&self.buffer)?;
+            self.buffer.clear();
+            self.buffer.shrink_to(FIRST_BUFFER_BYTES);
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests;

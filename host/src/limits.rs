@@ -1,0 +1,127 @@
+//! Every bound of the server: its unit, its default, why, and whom it protects from whom.
+//!
+//! All are finite. Those that an operator may want to move have an option on the command line; the
+//! others are constants here. README, "Limits", shows the same table.
+
+use std::time::Duration;
+
+/// The bounds of one server.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections served at once; one more is answered `error: too many connections`.
+    pub connections: usize,
+    /// Bytes of one line, without its ending.
+    pub line_bytes: usize,
+    /// Bytes of one reply, and of the greeting.
+    pub reply_bytes: usize,
+    /// How long a client may send nothing between two messages.
+    pub idle_time: Duration,
+    /// How long a client may take from the first byte of a line to its last.
+    pub line_time: Duration,
+    /// How long a client may leave replies unread once the kernel's buffer is full.
+    pub write_time: Duration,
+    /// How long one call into the guest may take, asleep or awake.
+    pub call_time: Duration,
+    /// Bytes of one linear memory of a guest.
+    pub guest_memory_bytes: usize,
+}
+
+impl Limits {
+    /// The defaults, for a machine that has room for `connections`.
+    pub const fn new(connections: usize) -> Limits {
+        Limits {
+            connections,
+            line_bytes: LINE_BYTES,
+            reply_bytes: REPLY_BYTES,
+            idle_time: IDLE_TIME,
+            line_time: LINE_TIME,
+            write_time: WRITE_TIME,
+            call_time: CALL_TIME,
+            guest_memory_bytes: GUEST_MEMORY_BYTES,
+        }
+    }
+}
+
+/// Far above any line a person or a line protocol sends, far below what hurts when each of 10 000
+/// clients does it. Protects the server's memory from clients.
+pub const LINE_BYTES: usize = 64 * 1024;
+
+/// Room for a page of text as one reply. Protects the server's memory from the guest.
+pub const REPLY_BYTES: usize = 1024 * 1024;
+
+/// A person may think for minutes; a client that vanished is gone after five. Protects the
+/// connection cap from idle clients.
+pub const IDLE_TIME: Duration = Duration::from_secs(5 * 60);
+
+/// Ample for 64 KiB over a bad line. Protects the connection cap from slow senders (slowloris),
+/// who would otherwise count as never idle.
+pub const LINE_TIME: Duration = Duration::from_secs(30);
+
+/// As for a line, the other way: protects the connection cap from clients that do not read.
+pub const WRITE_TIME: Duration = Duration::from_secs(30);
+
+/// Five times the tutorial's second of work. Protects the server's threads from the guest.
+pub const CALL_TIME: Duration = Duration::from_secs(5);
+
+/// Room for guests of languages with a garbage collector; a Rust guest starts with about 1 MiB.
+/// Protects the machine's memory from the guest.
+pub const GUEST_MEMORY_BYTES: usize = 64 * 1024 * 1024;
+
+/// Linear memories of one guest instance. A Python or JavaScript guest has 3 (measured).
+pub const GUEST_MEMORIES: u32 = 4;
+
+/// Tables of one guest instance. A Rust guest has 2.
+pub const GUEST_TABLES: u32 = 8;
+
+/// Elements of one table: Wasmtime's own default, large enough for guests of 10 000 functions.
+pub const GUEST_TABLE_ELEMENTS: usize = 20_000;
+
+/// Core instances inside one guest instance: a Python guest has 38 (measured), a Rust guest 3.
+pub const GUEST_CORE_INSTANCES: u32 = 64;
+
+/// Host resources (pollables, streams) that a guest holds at once. A guest has its standard
+/// streams and a timer or two.
+pub const GUEST_RESOURCES: usize = 256;
+
+/// Bytes of a guest's log line; a longer one is cut.
+pub const LOG_LINE_BYTES: usize = 1024;
+
+/// Lines of one output stream of one guest that are logged at once before it has to slow down.
+pub const LOG_BURST_LINES: f64 = 100.0;
+
+/// Lines a second that are logged after that; the rest is dropped and counted. Protects the log.
+pub const LOG_LINES_PER_SECOND: f64 = 10.0;
+
+/// Bytes of a component file. Python guests have about 40 MiB.
+pub const COMPONENT_BYTES: u64 = 128 * 1024 * 1024;
+
+/// How long bytes without a newline wait before they make a connection `chunks`. Longer than the
+/// gaps inside one line, shorter than a client's patience.
+pub const SETTLE_TIME: Duration = Duration::from_millis(200);
+
+/// How long a closed connection waits for the client to take note. Without it, bytes that the
+/// client still sends would make the kernel reset the connection, and the last reply could be lost.
+pub const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// How long a drain waits for the messages in progress.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// Stack for wasm code: Wasmtime's default. A guest that recurses deeper traps.
+pub const GUEST_STACK_BYTES: usize = 512 * 1024;
+
+/// Stack of a connection's thread: the guest's, and as much again for the shim and Wasmtime's host
+/// functions. Only the pages that are touched cost memory.
+pub const THREAD_STACK_BYTES: usize = 2 * GUEST_STACK_BYTES;
+
+/// How long a thread waits for its next connection before it ends. Covers the gaps of a busy
+/// server, and gives the memory of a burst back.
+pub const THREAD_IDLE_TIME: Duration = Duration::from_secs(10);
+
+/// How precise the time limits of calls are: the period of the tick that checks them.
+pub const TICK: Duration = Duration::from_millis(10);
+
+/// Replies do not wait for the rest of their batch longer than this, when the guest is slow.
+pub const BATCH_TIME: Duration = Duration::from_millis(100);
+
+/// How long accepting rests when the process or the machine is out of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,51 @@
+//! Where events go: standard error, through a queue that never makes a connection wait.
+
+use clap::ValueEnum;
+use std::io::{self, IsTerminal};
+use std::panic;
+
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, registry};
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Events that wait for a slow reader; more are dropped. About 200 bytes each.
+const QUEUED_EVENTS: usize = 16 * 1024;
+
+/// Starts the log of this process. What is queued is written when the guard is dropped.
+///
+/// `level` holds for Airlock and for what guests print; libraries are heard from warnings up.
+pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(QUEUED_EVENTS)
+        .finish(io::stderr());
+    let layer = fmt::layer().with_writer(writer);
+    let layer = match format {
+        LogFormat::Text => layer
+            .with_target(false)
+            .with_ansi(io::stderr().is_terminal())
+            .boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    let levels = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("airlock", level)
+        .with_target("guest", level);
+    registry().with(layer.with_filter(levels)).init();
+
+    // A panic is a bug of ours; it ends its connection only, and is reported like everything else.
+    panic::set_hook(Box::new(|panic| tracing::error!("panicked: {panic}")));
+    guard
+}

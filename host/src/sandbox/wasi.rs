@@ -1,0 +1,171 @@
+//! What a guest may do besides answering: the authority of an instance, and its bounds.
+//!
+//! WASI 0.2 is linked whole, so that guests of every language instantiate, and granted sparely:
+//! clocks, random numbers, the variables that `--env` names, and output that becomes log lines.
+//! There are no files, no sockets, no names, no arguments, and standard input is at its end.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime::{Result, StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::p2::DynPollable;
+use wasmtime_wasi::p2::bindings::io::poll as pollables;
+use wasmtime_wasi::p2::bindings::sync::io::poll;
+use wasmtime_wasi::runtime::in_tokio;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use crate::bindings::airlock::line::connection;
+use crate::limits::{self, Limits, TICK};
+use crate::sandbox::Sandbox;
+use crate::sandbox::guest_log::GuestLog;
+use crate::sandbox::ticker::Ticks;
+use crate::server::Client;
+
+/// The native side of one instance.
+pub(crate) struct State {
+    client: Client,
+    environment: Arc<[(String, String)]>,
+    /// Made when the guest first asks WASI for something; many never do.
+    wasi: Option<WasiCtx>,
+    table: ResourceTable,
+    pub(crate) memory: StoreLimits,
+    ticks: Ticks,
+    /// The tick at which the call in progress has to end.
+    deadline: u64,
+}
+
+/// A guest slept, or waited for something that does not come, until its call's time was over. Time
+/// that it computes for is checked by Wasmtime instead, and ends in a trap.
+#[derive(Debug, thiserror::Error)]
+#[error("the call's time is over")]
+pub(crate) struct CallTimedOut;
+
+impl State {
+    pub(crate) fn new(sandbox: &Sandbox, client: Client) -> State {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(limits::GUEST_RESOURCES);
+        State {
+            client,
+            environment: Arc::clone(&sandbox.environment),
+            wasi: None,
+            table,
+            memory: memory_limits(&sandbox.limits),
+            ticks: sandbox.ticker.ticks(),
+            deadline: 0,
+        }
+    }
+
+    /// Starts the clock of one call.
+    pub(crate) fn start_call(&mut self, ticks: u64) {
+        self.deadline = self.ticks.now().saturating_add(ticks);
+    }
+
+    /// Time since the sandbox was made, in whole ticks.
+    pub(crate) fn clock(&self) -> Duration {
+        time(self.ticks.now())
+    }
+
+    fn time_left(&self) -> Duration {
+        time(self.deadline.saturating_sub(self.ticks.now()))
+    }
+}
+
+fn time(ticks: u64) -> Duration {
+    Duration::from_nanos(ticks.saturating_mul(TICK.as_nanos() as u64))
+}
+
+fn memory_limits(limits: &Limits) -> StoreLimits {
+    StoreLimitsBuilder::new()
+        .memory_size(limits.guest_memory_bytes)
+        .memories(limits::GUEST_MEMORIES as usize)
+        .tables(limits::GUEST_TABLES as usize)
+        .table_elements(limits::GUEST_TABLE_ELEMENTS)
+        .instances(limits::GUEST_CORE_INSTANCES as usize)
+        .build()
+}
+
+/// Links everything of WASI 0.2, with waiting replaced by waiting for a bounded time.
+pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> Result<()> {
+    wasmtime_wasi::p2::add_to_linker_sync(linker)?;
+    linker.allow_shadowing(true);
+    poll::add_to_linker::<State, HasBoundedPoll>(linker, |state| BoundedPoll {
+        time_left: state.time_left(),
+        table: &mut state.table,
+    })?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let id = self.client.id;
+        let ctx = self.wasi.get_or_insert_with(|| {
+            WasiCtx::builder()
+                .envs(&self.environment)
+                .stdout(GuestLog::new(id, "stdout"))
+                .stderr(GuestLog::new(id, "stderr"))
+                // Every address would be denied, but a socket that nobody uses is a descriptor.
+                .allow_tcp(false)
+                .allow_udp(false)
+                .build()
+        });
+        WasiCtxView {
+            ctx,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl connection::Host for State {
+    fn id(&mut self) -> u64 {
+        self.client.id
+    }
+
+    fn peer_address(&mut self) -> String {
+        self.client.peer.to_string()
+    }
+
+    fn local_address(&mut self) -> String {
+        self.client.local.to_string()
+    }
+}
+
+/// `wasi:io/poll`, where every sleep of a guest comes to: Wasmtime's epochs do not interrupt a
+/// thread that is blocked in the host.
+struct BoundedPoll<'a> {
+    table: &'a mut ResourceTable,
+    time_left: Duration,
+}
+
+struct HasBoundedPoll;
+
+impl HasData for HasBoundedPoll {
+    type Data<'a> = BoundedPoll<'a>;
+}
+
+impl poll::Host for BoundedPoll<'_> {
+    fn poll(&mut self, list: Vec<Resource<DynPollable>>) -> Result<Vec<u32>> {
+        within(self.time_left, pollables::Host::poll(self.table, list))
+    }
+}
+
+impl poll::HostPollable for BoundedPoll<'_> {
+    fn ready(&mut self, pollable: Resource<DynPollable>) -> Result<bool> {
+        within(self.time_left, pollables::HostPollable::ready(self.table, pollable))
+    }
+
+    fn block(&mut self, pollable: Resource<DynPollable>) -> Result<()> {
+        within(self.time_left, pollables::HostPollable::block(self.table, pollable))
+    }
+
+    fn drop(&mut self, pollable: Resource<DynPollable>) -> Result<()> {
+        pollables::HostPollable::drop(self.table, pollable)
+    }
+}
+
+fn within<T>(time: Duration, wait: impl Future<Output = Result<T>>) -> Result<T> {
+    in_tokio(async { tokio::time::timeout(time, wait).await })
+        .unwrap_or_else(|_| Err(CallTimedOut.into()))
+}

@@ -1,0 +1,147 @@
+//! One connection's own instance of the guest.
+//!
+//! Messages go in, outcomes come out. Every call has a deadline. After the first error the instance
+//! is in no known state: drop the session.
+
+use std::time::Duration;
+
+use wasmtime::{Store, Trap};
+use wasmtime_wasi::I32Exit;
+
+use crate::bindings::LineServer;
+pub use crate::bindings::exports::airlock::line::handler::Outcome;
+use crate::limits::LOG_LINE_BYTES;
+use crate::sandbox::{self, CallTimedOut, Sandbox, State};
+use crate::server::Client;
+
+/// A live instance, and the clock and the limits around it.
+pub struct Session {
+    store: Store<State>,
+    guest: LineServer,
+    call_ticks: u64,
+    call_time: Duration,
+    reply_bytes: usize,
+}
+
+/// How a guest failed. The client reads `error: the guest failed`; the log says this.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The call overran its time, awake or asleep.
+    #[error("a call took longer than {}", humantime::format_duration(*.limit))]
+    CallTime {
+        /// `--call-timeout`.
+        limit: Duration,
+    },
+    /// The reply or greeting was too long.
+    #[error("it answered {bytes} bytes and the limit is {limit_bytes}")]
+    ReplyTooLong {
+        /// What it answered.
+        bytes: usize,
+        /// `--max-reply`.
+        limit_bytes: usize,
+    },
+    /// It ended itself through `wasi:cli/exit`.
+    #[error("it called exit with status {0}")]
+    Exit(i32),
+    /// Everything else that ends an instance: a trap, or a value that is none of its type.
+    #[error("{0}")]
+    Trap(String),
+}
+
+impl Session {
+    /// Makes a fresh instance for `client`.
+    ///
+    /// # Errors
+    /// The guest failed while it was initialised.
+    pub fn start(sandbox: &Sandbox, client: Client) -> Result<Session, GuestError> {
+        let limits = &sandbox.limits;
+        let mut store = Store::new(sandbox.pre.engine(), State::new(sandbox, client));
+        store.limiter(|state| &mut state.memory);
+        // Bounds what the host allocates to receive a value, before its length is looked at.
+        store.set_hostcall_fuel(limits.reply_bytes.saturating_mul(2));
+        let call_ticks = sandbox::ticks(limits.call_time);
+        start_call(&mut store, call_ticks);
+        let guest = sandbox
+            .pre
+            .instantiate(&mut store)
+            .map_err(|error| guest_error(&error, limits.call_time))?;
+        Ok(Session {
+            store,
+            guest,
+            call_ticks,
+            call_time: limits.call_time,
+            reply_bytes: limits.reply_bytes,
+        })
+    }
+
+    /// What the guest says before any line, if anything.
+    ///
+    /// # Errors
+    /// The guest failed.
+    pub fn greeting(&mut self) -> Result<Option<String>, GuestError> {
+        start_call(&mut self.store, self.call_ticks);
+        let text = self
+            .guest
+            .airlock_line_handler()
+            .call_greeting(&mut self.store)
+            .map_err(|error| guest_error(&error, self.call_time))?;
+        self.check_reply(text.as_deref())?;
+        Ok(text)
+    }
+
+    /// What the guest does about one message.
+    ///
+    /// # Errors
+    /// The guest failed.
+    pub fn handle_line(&mut self, line: &str) -> Result<Outcome, GuestError> {
+        start_call(&mut self.store, self.call_ticks);
+        let outcome = self
+            .guest
+            .airlock_line_handler()
+            .call_handle_line(&mut self.store, line)
+            .map_err(|error| guest_error(&error, self.call_time))?;
+        self.check_reply(match &outcome {
+            Outcome::Reply(text) => Some(text),
+            Outcome::NoReply => None,
+            Outcome::Close(text) => text.as_deref(),
+        })?;
+        Ok(outcome)
+    }
+
+    /// Time since the sandbox was made, in whole ticks; unlike a look at the clock it costs nothing.
+    pub fn clock(&self) -> Duration {
+        self.store.data().clock()
+    }
+
+    fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
+        match text {
+            Some(text) if text.len() > self.reply_bytes => Err(GuestError::ReplyTooLong {
+                bytes: text.len(),
+                limit_bytes: self.reply_bytes,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Both clocks: Wasmtime's, which stops wasm code, and the one that bounds waiting in the host.
+fn start_call(store: &mut Store<State>, ticks: u64) {
+    store.set_epoch_deadline(ticks);
+    store.data_mut().start_call(ticks);
+}
+
+fn guest_error(error: &wasmtime::Error, call_time: Duration) -> GuestError {
+    let timed_out = error.downcast_ref::<Trap>() == Some(&Trap::Interrupt)
+        || error.downcast_ref::<CallTimedOut>().is_some();
+    if timed_out {
+        return GuestError::CallTime { limit: call_time };
+    }
+    if let Some(&I32Exit(status)) = error.downcast_ref() {
+        return GuestError::Exit(status);
+    }
+    // The chain ends with the cause; before it stands a backtrace of many lines.
+    tracing::debug!("the guest failed: {error:?}");
+    let mut cause = error.root_cause().to_string();
+    cause.truncate(cause.floor_char_boundary(LOG_LINE_BYTES));
+    GuestError::Trap(cause)
+}

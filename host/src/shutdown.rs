@@ -1,0 +1,126 @@
+//! Who is connected, and how the server ends: no new connections, the messages in progress
+//! answered, then everybody told and closed.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Shutdown as Direction, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Ends a server. Clones end the same one.
+#[derive(Debug, Clone)]
+pub struct Shutdown(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    draining: AtomicBool,
+    open: Mutex<HashMap<u64, Arc<TcpStream>>>,
+    closed_one: Condvar,
+    /// Becomes readable, for good, when the drain begins: `accept` waits for it too.
+    wake: OwnedFd,
+}
+
+/// A place among the open connections, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    id: u64,
+    stream: Arc<TcpStream>,
+    shutdown: Shutdown,
+}
+
+impl Shutdown {
+    /// Nobody is connected and nothing has begun to end.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn new() -> io::Result<Shutdown> {
+        Ok(Shutdown(Arc::new(Shared {
+            draining: AtomicBool::new(false),
+            open: Mutex::default(),
+            closed_one: Condvar::new(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC)?,
+        })))
+    }
+
+    /// Begins to end the server: it accepts nobody any more, and each connection closes when it
+    /// has answered what it has read. Doing it again changes nothing.
+    pub fn drain(&self) {
+        let open = self.open();
+        self.0.draining.store(true, Ordering::SeqCst);
+        // Threads blocked in a read see the end of input; what to make of it they ask the flag.
+        for stream in open.values() {
+            let _ = stream.shutdown(Direction::Read);
+        }
+        let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Ends the connections that are left, in the middle of whatever they do.
+    pub fn cut(&self) {
+        for stream in self.open().values() {
+            let _ = stream.shutdown(Direction::Both);
+        }
+    }
+
+    /// Whether [`Shutdown::drain`] has been called.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    /// Readable once the drain has begun.
+    pub(crate) fn wake(&self) -> BorrowedFd<'_> {
+        self.0.wake.as_fd()
+    }
+
+    /// A place for `stream`, unless `most` connections are open or the drain has begun.
+    pub(crate) fn admit(&self, id: u64, stream: &Arc<TcpStream>, most: usize) -> Option<Permit> {
+        let mut open = self.open();
+        if open.len() >= most || self.is_draining() {
+            return None;
+        }
+        open.insert(id, Arc::clone(stream));
+        Some(Permit {
+            id,
+            stream: Arc::clone(stream),
+            shutdown: self.clone(),
+        })
+    }
+
+    /// Waits until every connection has closed, and returns how many have not after `time`.
+    pub(crate) fn wait_until_empty(&self, time: Duration) -> usize {
+        self.0
+            .closed_one
+            .wait_timeout_while(self.open(), time, |open| !open.is_empty())
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .len()
+    }
+
+    /// Nothing panics while it holds this lock, so a poisoned one is as good as any.
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<TcpStream>>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.shutdown.is_draining()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut open = self.shutdown.open();
+        open.remove(&self.id);
+        if open.is_empty() {
+            self.shutdown.0.closed_one.notify_all();
+        }
+    }
+}
