@@ -22,7 +22,14 @@ fn main() {
     let target_dir = out.join("guest-target");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
-        .args(["build", "--package", "guest", "--release", "--target", TARGET])
+        .args([
+            "build",
+            "--package",
+            "guest",
+            "--release",
+            "--target",
+            TARGET,
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(root);
@@ -42,7 +49,10 @@ fn main() {
     }
     let component = target_dir.join(TARGET).join("release/guest.wasm");
     if let Err(error) = fs::copy(&component, out.join("guest.wasm")) {
-        fail(&format!("the guest was built but is not at {}: {error}", component.display()));
+        fail(&format!(
+            "the guest was built but is not at {}: {error}",
+            component.display()
+        ));
     }
 }
 

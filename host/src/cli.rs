@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::capacity::Capacity;
 use crate::framing::Framing;
-use crate::limits::{self, Limits};
+use crate::limits::Limits;
 use crate::logging::LogFormat;
 
 /// A TCP server whose logic is a sandboxed WebAssembly component.
@@ -35,7 +35,12 @@ pub struct Serve {
     pub listen: SocketAddr,
 
     /// Connections the kernel completes ahead of time
-    #[arg(long, env = "AIRLOCK_BACKLOG", value_name = "N", default_value_t = 1024)]
+    #[arg(
+        long,
+        env = "AIRLOCK_BACKLOG",
+        value_name = "N",
+        default_value_t = 1024
+    )]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub backlog: u16,
 
@@ -55,12 +60,12 @@ pub struct Serve {
 
     /// The longest line, without its ending
     #[arg(long, env = "AIRLOCK_MAX_LINE", value_name = "SIZE")]
-    #[arg(default_value_t = ByteSize(limits::LINE_BYTES as u64), value_parser = size)]
+    #[arg(default_value = "64KiB", value_parser = size)]
     pub max_line: ByteSize,
 
     /// The longest reply and greeting
     #[arg(long, env = "AIRLOCK_MAX_REPLY", value_name = "SIZE")]
-    #[arg(default_value_t = ByteSize(limits::REPLY_BYTES as u64), value_parser = size)]
+    #[arg(default_value = "1MiB", value_parser = size)]
     pub max_reply: ByteSize,
 
     /// The most connections at once [default: what the limits of this process and machine allow]
@@ -70,27 +75,27 @@ pub struct Serve {
 
     /// How long a client may be silent between lines
     #[arg(long, env = "AIRLOCK_IDLE_TIMEOUT", value_name = "TIME")]
-    #[arg(default_value_t = limits::IDLE_TIME.into(), value_parser = time)]
+    #[arg(default_value = "5m", value_parser = time)]
     pub idle_timeout: humantime::Duration,
 
     /// How long a client may take for one line, from its first byte
     #[arg(long, env = "AIRLOCK_LINE_TIMEOUT", value_name = "TIME")]
-    #[arg(default_value_t = limits::LINE_TIME.into(), value_parser = time)]
+    #[arg(default_value = "30s", value_parser = time)]
     pub line_timeout: humantime::Duration,
 
     /// How long a client may leave replies unread
     #[arg(long, env = "AIRLOCK_WRITE_TIMEOUT", value_name = "TIME")]
-    #[arg(default_value_t = limits::WRITE_TIME.into(), value_parser = time)]
+    #[arg(default_value = "30s", value_parser = time)]
     pub write_timeout: humantime::Duration,
 
     /// How long the guest may take for one line, awake or asleep
     #[arg(long, env = "AIRLOCK_CALL_TIMEOUT", value_name = "TIME")]
-    #[arg(default_value_t = limits::CALL_TIME.into(), value_parser = time)]
+    #[arg(default_value = "5s", value_parser = time)]
     pub call_timeout: humantime::Duration,
 
     /// The most memory of one instance of the guest
     #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
-    #[arg(default_value_t = ByteSize(limits::GUEST_MEMORY_BYTES as u64), value_parser = memory)]
+    #[arg(default_value = "64MiB", value_parser = memory)]
     pub guest_memory: ByteSize,
 
     /// How the log on standard error is written
@@ -160,9 +165,13 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     let port: u16 = port
         .parse()
         .map_err(|_| format!("`{port}` is not a port: want a number from 0 to 65535"))?;
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
     if bare.is_none() && host.contains(':') {
-        return Err(format!("write an IPv6 address in brackets: [{host}]:{port}"));
+        return Err(format!(
+            "write an IPv6 address in brackets: [{host}]:{port}"
+        ));
     }
     (bare.unwrap_or(host), port)
         .to_socket_addrs()
@@ -227,7 +236,10 @@ mod tests {
     fn the_command_line_is_well_formed_and_every_option_has_a_variable() {
         let command = Cli::command();
         command.clone().debug_assert();
-        for option in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
+        for option in command
+            .get_arguments()
+            .filter(|arg| arg.get_long().is_some())
+        {
             let long = option.get_long().unwrap_or_default();
             if matches!(long, "help" | "version") {
                 continue;
@@ -236,6 +248,16 @@ mod tests {
             let variable = option.get_env().and_then(|name| name.to_str());
             assert_eq!(variable, Some(expected.as_str()));
         }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_limits() {
+        let capacity = Capacity {
+            connections: 1000,
+            bound: "nothing",
+        };
+        let options = Cli::parse_from(["airlock"]).serve;
+        assert_eq!(options.limits(capacity), Ok(Limits::new(1000)));
     }
 
     #[test]
@@ -251,7 +273,10 @@ mod tests {
             let error = address(text).expect_err(text);
             assert!(error.contains(part), "{text}: {error}");
         }
-        assert_eq!(address("[::1]:0").map(|a| a.to_string()), Ok("[::1]:0".to_owned()));
+        assert_eq!(
+            address("[::1]:0").map(|a| a.to_string()),
+            Ok("[::1]:0".to_owned())
+        );
     }
 
     #[test]
@@ -261,7 +286,10 @@ mod tests {
         assert!(size("0").is_err() && size("2GiB").is_err() && size("many").is_err());
         assert_eq!(memory("100KiB").map(bytes), Ok(65536));
         assert!(memory("1KiB").is_err() && memory("5GiB").is_err());
-        assert_eq!(time("500ms").map(|time| *time), Ok(Duration::from_millis(500)));
+        assert_eq!(
+            time("500ms").map(|time| *time),
+            Ok(Duration::from_millis(500))
+        );
         assert!(time("0s").is_err() && time("5").is_err() && time("9000y").is_err());
     }
 }

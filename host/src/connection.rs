@@ -141,7 +141,7 @@ impl Connection<'_> {
     }
 
     /// Answers every message that was received, and says whether the guest has closed.
-    fn answer(&mut self, session: &mut Session) -> Result<bool, End> {
+    fn answer(&mut self, session: &mut Session<'_>) -> Result<bool, End> {
         let mut last_flush = session.clock();
         while let Some(message) = self.reader.next_message() {
             self.lines += 1;

@@ -257,7 +257,8 @@ impl Reader {
         } else if self.end == len {
             // A line that fills the buffer: room for the longest one, its ending and a byte more.
             let longest = self.max_line_bytes.saturating_add(3);
-            self.buffer.resize((len * 2).min(longest.max(READ_BYTES)), 0);
+            self.buffer
+                .resize((len * 2).min(longest.max(READ_BYTES)), 0);
         } else if self.end == 0 && self.last_read_bytes == len && len < READ_BYTES {
             self.buffer.resize(len * 2, 0);
         } else if self.end == 0 && self.last_read_bytes < len / 4 && len > FIRST_BUFFER_BYTES {

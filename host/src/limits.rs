@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// The bounds of one server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Connections served at once; one more is answered `error: too many connections`.
     pub connections: usize,

@@ -30,7 +30,9 @@ fn main() -> ExitCode {
     match result {
         Ok(Ended::InTime) => ExitCode::SUCCESS,
         Ok(Ended::Cut(connections)) => {
-            complain(&format!("{connections} connections did not end in time and were cut"));
+            complain(&format!(
+                "{connections} connections did not end in time and were cut"
+            ));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -41,14 +43,19 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &Serve) -> Result<Ended> {
-    let limits = options.limits(capacity::claim()).map_err(|error| anyhow!(error))?;
+    let limits = options
+        .limits(capacity::claim())
+        .map_err(|error| anyhow!(error))?;
     let guest = match &options.guest {
         None => GREETER.to_vec(),
         Some(path) => read_component(path)
             .with_context(|| format!("cannot read the guest `{}`", path.display()))?,
     };
     let sandbox = Sandbox::new(&guest, options.environment.clone(), limits).with_context(|| {
-        let name = options.guest.as_deref().unwrap_or(Path::new("the built-in greeter"));
+        let name = options
+            .guest
+            .as_deref()
+            .unwrap_or(Path::new("the built-in greeter"));
         format!("cannot serve `{}`", name.display())
     })?;
     drop(guest);
@@ -78,7 +85,11 @@ fn read_component(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn listen(address: SocketAddr, backlog: u16) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     // A restart must not wait for the connections of the last run to time out.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
@@ -119,11 +130,19 @@ fn obey_signals(shutdown: Shutdown) -> io::Result<()> {
     Ok(())
 }
 
-/// The first line of clap's report says it all; the rest is its advice to read the help.
+/// The first paragraph of clap's report says it all; the rest is its advice to read the help.
 fn usage(error: &clap::Error) -> ExitCode {
     let report = error.to_string();
-    let line = report.lines().next().unwrap_or_default();
-    complain(&format!("{} (see airlock --help)", line.trim_start_matches("error: ")));
+    let lines: Vec<_> = report
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let line = lines.join(" ");
+    complain(&format!(
+        "{} (see airlock --help)",
+        line.trim_start_matches("error: ")
+    ));
     ExitCode::from(2)
 }
 

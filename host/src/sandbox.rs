@@ -84,8 +84,7 @@ impl Sandbox {
         }
         let engine = Engine::new(&config(&limits)).map_err(reason(RejectedGuest::Engine))?;
         let component = Component::from_binary(&engine, component)
-            .map_err(reason(RejectedGuest::Invalid))?;
-        check_memory(&component, &limits)?;
+            .map_err(|error| why_invalid(component, &limits, &error))?;
 
         let linker = linker(&engine).map_err(reason(RejectedGuest::Engine))?;
         let pre = linker
@@ -158,18 +157,23 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     Ok(linker)
 }
 
-fn check_memory(component: &Component, limits: &Limits) -> Result<(), RejectedGuest> {
-    let needed_bytes = component
-        .resources_required()
-        .and_then(|needed| needed.max_initial_memory_size)
+/// Wasmtime refuses a component with too large a memory in words that name none of our options;
+/// the sizes can be asked for once it is compiled without limits.
+fn why_invalid(component: &[u8], limits: &Limits, error: &wasmtime::Error) -> RejectedGuest {
+    const PAGE_BYTES: u64 = 64 * 1024;
+    let needed_pages = Component::from_binary(&Engine::default(), component)
+        .ok()
+        .and_then(|component| component.resources_required()?.max_initial_memory_size)
         .unwrap_or(0);
+    let needed_bytes = needed_pages.saturating_mul(PAGE_BYTES);
     if needed_bytes > limits.guest_memory_bytes as u64 {
-        return Err(RejectedGuest::Memory {
+        RejectedGuest::Memory {
             needed_bytes,
             limit_bytes: limits.guest_memory_bytes,
-        });
+        }
+    } else {
+        RejectedGuest::Invalid(one_line(error))
     }
-    Ok(())
 }
 
 /// Wasmtime's error with all its causes, on one line.
@@ -188,5 +192,7 @@ pub(crate) fn one_line(error: &wasmtime::Error) -> String {
 /// the first tick may come at once.
 pub(crate) fn ticks(time: Duration) -> u64 {
     let ticks = time.as_nanos().div_ceil(limits::TICK.as_nanos());
-    u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1)
+    u64::try_from(ticks)
+        .unwrap_or(u64::MAX / 2)
+        .saturating_add(1)
 }

@@ -141,7 +141,10 @@ impl Server<'_> {
         match self.threads.run(Job { permit, client }) {
             Ok(()) if self.refused == 0 => {}
             Ok(()) => {
-                tracing::warn!(refused = self.refused, "there is room for connections again");
+                tracing::warn!(
+                    refused = self.refused,
+                    "there is room for connections again"
+                );
                 self.refused = 0;
             }
             Err(error) => self.refuse(&stream, &format!("no thread: {error}")),

@@ -10,17 +10,16 @@ use wasmtime_wasi::I32Exit;
 
 use crate::bindings::LineServer;
 pub use crate::bindings::exports::airlock::line::handler::Outcome;
-use crate::limits::LOG_LINE_BYTES;
+use crate::limits::{LOG_LINE_BYTES, Limits};
 use crate::sandbox::{self, CallTimedOut, Sandbox, State};
 use crate::server::Client;
 
 /// A live instance, and the clock and the limits around it.
-pub struct Session {
+pub struct Session<'a> {
     store: Store<State>,
     guest: LineServer,
     call_ticks: u64,
-    call_time: Duration,
-    reply_bytes: usize,
+    limits: &'a Limits,
 }
 
 /// How a guest failed. The client reads `error: the guest failed`; the log says this.
@@ -43,17 +42,23 @@ pub enum GuestError {
     /// It ended itself through `wasi:cli/exit`.
     #[error("it called exit with status {0}")]
     Exit(i32),
+    /// It failed after it had been refused memory.
+    #[error("it wanted more memory than its {limit_bytes} bytes")]
+    Memory {
+        /// `--guest-memory`.
+        limit_bytes: usize,
+    },
     /// Everything else that ends an instance: a trap, or a value that is none of its type.
     #[error("{0}")]
     Trap(String),
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Makes a fresh instance for `client`.
     ///
     /// # Errors
     /// The guest failed while it was initialised.
-    pub fn start(sandbox: &Sandbox, client: Client) -> Result<Session, GuestError> {
+    pub fn start(sandbox: &'a Sandbox, client: Client) -> Result<Session<'a>, GuestError> {
         let limits = &sandbox.limits;
         let mut store = Store::new(sandbox.pre.engine(), State::new(sandbox, client));
         store.limiter(|state| &mut state.memory);
@@ -61,16 +66,13 @@ impl Session {
         store.set_hostcall_fuel(limits.reply_bytes.saturating_mul(2));
         let call_ticks = sandbox::ticks(limits.call_time);
         start_call(&mut store, call_ticks);
-        let guest = sandbox
-            .pre
-            .instantiate(&mut store)
-            .map_err(|error| guest_error(&error, limits.call_time))?;
+        let instantiated = sandbox.pre.instantiate(&mut store);
+        let guest = instantiated.map_err(|error| guest_error(&error, &store, limits))?;
         Ok(Session {
             store,
             guest,
             call_ticks,
-            call_time: limits.call_time,
-            reply_bytes: limits.reply_bytes,
+            limits,
         })
     }
 
@@ -84,7 +86,7 @@ impl Session {
             .guest
             .airlock_line_handler()
             .call_greeting(&mut self.store)
-            .map_err(|error| guest_error(&error, self.call_time))?;
+            .map_err(|error| guest_error(&error, &self.store, self.limits))?;
         self.check_reply(text.as_deref())?;
         Ok(text)
     }
@@ -99,7 +101,7 @@ impl Session {
             .guest
             .airlock_line_handler()
             .call_handle_line(&mut self.store, line)
-            .map_err(|error| guest_error(&error, self.call_time))?;
+            .map_err(|error| guest_error(&error, &self.store, self.limits))?;
         self.check_reply(match &outcome {
             Outcome::Reply(text) => Some(text),
             Outcome::NoReply => None,
@@ -115,9 +117,9 @@ impl Session {
 
     fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
         match text {
-            Some(text) if text.len() > self.reply_bytes => Err(GuestError::ReplyTooLong {
+            Some(text) if text.len() > self.limits.reply_bytes => Err(GuestError::ReplyTooLong {
                 bytes: text.len(),
-                limit_bytes: self.reply_bytes,
+                limit_bytes: self.limits.reply_bytes,
             }),
             _ => Ok(()),
         }
@@ -130,11 +132,18 @@ fn start_call(store: &mut Store<State>, ticks: u64) {
     store.data_mut().start_call(ticks);
 }
 
-fn guest_error(error: &wasmtime::Error, call_time: Duration) -> GuestError {
+fn guest_error(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> GuestError {
     let timed_out = error.downcast_ref::<Trap>() == Some(&Trap::Interrupt)
         || error.downcast_ref::<CallTimedOut>().is_some();
     if timed_out {
-        return GuestError::CallTime { limit: call_time };
+        return GuestError::CallTime {
+            limit: limits.call_time,
+        };
+    }
+    if store.data().memory.exhausted {
+        return GuestError::Memory {
+            limit_bytes: limits.guest_memory_bytes,
+        };
     }
     if let Some(&I32Exit(status)) = error.downcast_ref() {
         return GuestError::Exit(status);

@@ -179,7 +179,9 @@ fn a_burst_grows_the_buffer_and_quiet_shrinks_it() {
     }
     assert_eq!(reader.buffer.len(), READ_BYTES);
     for _ in 0..2 {
-        reader.fill(&mut &b"a\n"[..]).expect("slices have no errors");
+        reader
+            .fill(&mut &b"a\n"[..])
+            .expect("slices have no errors");
         while reader.next_message().is_some() {}
     }
     assert_eq!(reader.buffer.len(), FIRST_BUFFER_BYTES);

@@ -57,7 +57,8 @@ impl Lines {
                 None => (piece, false),
             };
             let room = LOG_LINE_BYTES - self.pending.len();
-            self.pending.extend_from_slice(&text[..text.len().min(room)]);
+            self.pending
+                .extend_from_slice(&text[..text.len().min(room)]);
             if ended {
                 self.log_pending();
             }
@@ -180,7 +181,10 @@ mod tests {
 
     #[test]
     fn control_characters_are_shown_and_not_sent() {
-        assert_eq!(printable(b"\x1b[2J\tAda\xff\x00\r"), "\\u{1b}[2J\tAda\u{fffd}\\u{0}");
+        assert_eq!(
+            printable(b"\x1b[2J\tAda\xff\x00\r"),
+            "\\u{1b}[2J\tAda\u{fffd}\\u{0}"
+        );
     }
 
     #[test]

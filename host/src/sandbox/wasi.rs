@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
-use wasmtime::{Result, StoreLimits, StoreLimitsBuilder};
+use wasmtime::{ResourceLimiter, Result};
 use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::bindings::io::poll as pollables;
 use wasmtime_wasi::p2::bindings::sync::io::poll;
@@ -30,7 +30,7 @@ pub(crate) struct State {
     /// Made when the guest first asks WASI for something; many never do.
     wasi: Option<WasiCtx>,
     table: ResourceTable,
-    pub(crate) memory: StoreLimits,
+    pub(crate) memory: Memory,
     ticks: Ticks,
     /// The tick at which the call in progress has to end.
     deadline: u64,
@@ -51,7 +51,7 @@ impl State {
             environment: Arc::clone(&sandbox.environment),
             wasi: None,
             table,
-            memory: memory_limits(&sandbox.limits),
+            memory: Memory::new(&sandbox.limits),
             ticks: sandbox.ticker.ticks(),
             deadline: 0,
         }
@@ -76,14 +76,44 @@ fn time(ticks: u64) -> Duration {
     Duration::from_nanos(ticks.saturating_mul(TICK.as_nanos() as u64))
 }
 
-fn memory_limits(limits: &Limits) -> StoreLimits {
-    StoreLimitsBuilder::new()
-        .memory_size(limits.guest_memory_bytes)
-        .memories(limits::GUEST_MEMORIES as usize)
-        .tables(limits::GUEST_TABLES as usize)
-        .table_elements(limits::GUEST_TABLE_ELEMENTS)
-        .instances(limits::GUEST_CORE_INSTANCES as usize)
-        .build()
+/// Bounds an instance's memories and tables, and remembers that it wanted more: a guest that is
+/// refused memory usually aborts, and its trap does not say why.
+pub(crate) struct Memory {
+    limit_bytes: usize,
+    pub(crate) exhausted: bool,
+}
+
+impl Memory {
+    fn new(limits: &Limits) -> Memory {
+        Memory {
+            limit_bytes: limits.guest_memory_bytes,
+            exhausted: false,
+        }
+    }
+}
+
+impl ResourceLimiter for Memory {
+    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        let allowed = desired <= self.limit_bytes;
+        self.exhausted |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        Ok(desired <= limits::GUEST_TABLE_ELEMENTS)
+    }
+
+    fn instances(&self) -> usize {
+        limits::GUEST_CORE_INSTANCES as usize
+    }
+
+    fn tables(&self) -> usize {
+        limits::GUEST_TABLES as usize
+    }
+
+    fn memories(&self) -> usize {
+        limits::GUEST_MEMORIES as usize
+    }
 }
 
 /// Links everything of WASI 0.2, with waiting replaced by waiting for a bounded time.
@@ -153,11 +183,17 @@ impl poll::Host for BoundedPoll<'_> {
 
 impl poll::HostPollable for BoundedPoll<'_> {
     fn ready(&mut self, pollable: Resource<DynPollable>) -> Result<bool> {
-        within(self.time_left, pollables::HostPollable::ready(self.table, pollable))
+        within(
+            self.time_left,
+            pollables::HostPollable::ready(self.table, pollable),
+        )
     }
 
     fn block(&mut self, pollable: Resource<DynPollable>) -> Result<()> {
-        within(self.time_left, pollables::HostPollable::block(self.table, pollable))
+        within(
+            self.time_left,
+            pollables::HostPollable::block(self.table, pollable),
+        )
     }
 
     fn drop(&mut self, pollable: Resource<DynPollable>) -> Result<()> {

@@ -1,0 +1,253 @@
+//! The greeter's conversation with every kind of client.
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{AIRLOCK, CLIENT, Client, Program, Server, installed, run};
+
+#[test]
+fn nc_is_greeted_answered_and_let_go() {
+    if !installed("nc") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let output = run(
+        Command::new("nc").args(["127.0.0.1", &server.address.port().to_string()]),
+        b"Michael\nTracy\nexit\n",
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "Welcome!\nHello, Michael!\nHello, Tracy!\n"
+    );
+}
+
+#[test]
+fn telnet_is_greeted_answered_and_let_go() {
+    if !installed("telnet") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let port = server.address.port().to_string();
+    let mut telnet = Program::start(Command::new("telnet").args(["127.0.0.1", &port]));
+    telnet.shows("Welcome!");
+    telnet.type_in("Michael\n");
+    telnet.shows("Hello, Michael!");
+    telnet.type_in("exit\n");
+    telnet.ended();
+    server.logged(&["closed", "the guest closed", "lines=2"]);
+}
+
+#[test]
+fn the_client_binary_prints_every_reply() {
+    let server = Server::start(&[]);
+    let address = server.address.to_string();
+    let output = run(
+        Command::new(CLIENT).args(["--connect", &address, "Michael", "Tracy", "Sarah"]),
+        b"",
+    );
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "Welcome!\nHello, Michael!\nHello, Tracy!\nHello, Sarah!\n"
+    );
+    let output = run(
+        Command::new(CLIENT).args(["--connect", &address]),
+        b"Michael\nTracy\n",
+    );
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "Welcome!\nHello, Michael!\nHello, Tracy!\n"
+    );
+}
+
+#[test]
+fn the_client_binary_fails_when_a_name_is_not_answered() {
+    let server = Server::start(&["--max-line=8"]);
+    let address = server.address.to_string();
+    let output = run(
+        Command::new(CLIENT).args(["--connect", &address, "Maximiliane"]),
+        b"",
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        complaint,
+        "client: `Maximiliane` was not answered: the server refused: line is longer than 8 bytes\n"
+    );
+}
+
+#[test]
+fn crlf_is_answered_with_crlf() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    client.send("Michael\r\nTracy\nSarah\r\nexit\r\n");
+    assert_eq!(
+        client.rest(),
+        "Hello, Michael!\r\nHello, Tracy!\nHello, Sarah!\r\n"
+    );
+}
+
+#[test]
+fn bytes_that_come_one_at_a_time_are_one_line() {
+    let server = Server::start(&["--framing=lines"]);
+    let mut client = server.greeted();
+    for byte in "Michael\nTra".bytes() {
+        client.send([byte]);
+    }
+    assert_eq!(client.hear(), "Hello, Michael!\n");
+    client.send("cy\n");
+    assert_eq!(client.hear(), "Hello, Tracy!\n");
+}
+
+#[test]
+fn a_connection_that_has_sent_a_newline_is_never_split_by_timing() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    assert_eq!(client.ask("Michael"), "Hello, Michael!");
+    client.send("Tra");
+    // Longer than the settle time; that is the point.
+    thread::sleep(Duration::from_millis(400));
+    client.send("cy\n");
+    assert_eq!(client.hear(), "Hello, Tracy!\n");
+}
+
+#[test]
+fn pipelined_lines_are_all_answered_in_order() {
+    const LINES: usize = 50_000;
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    let mut sender = client.stream.try_clone().unwrap();
+    let sending = thread::spawn(move || {
+        let lines: String = (0..LINES).map(|n| format!("{n}\n")).collect();
+        std::io::Write::write_all(&mut sender, lines.as_bytes()).unwrap();
+    });
+    for n in 0..LINES {
+        assert_eq!(client.hear(), format!("Hello, {n}!\n"));
+    }
+    sending.join().unwrap();
+}
+
+#[test]
+fn replies_to_lines_that_came_together_leave_together() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    client.send("a\nb\nc\n");
+    assert_eq!(client.receive(), b"Hello, a!\nHello, b!\nHello, c!\n");
+}
+
+#[test]
+fn a_client_that_ends_its_side_still_gets_every_reply() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    client.send("Michael\nTracy\nSarah");
+    client.finish();
+    assert_eq!(
+        client.rest(),
+        "Hello, Michael!\nHello, Tracy!\nHello, Sarah!\n"
+    );
+    server.logged(&["closed", "the client closed", "lines=3"]);
+}
+
+#[test]
+fn the_last_reply_arrives_although_the_client_keeps_sending() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    client.send(format!("Michael\nexit\n{}", "more\n".repeat(10_000)));
+    assert_eq!(client.rest(), "Hello, Michael!\n");
+}
+
+#[test]
+fn the_tutorials_client_works_against_the_default_server() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    assert_eq!(client.receive(), b"Welcome!\n");
+    for name in ["Michael", "Tracy", "Sarah"] {
+        client.send(name);
+        assert_eq!(client.receive(), format!("Hello, {name}!").as_bytes());
+    }
+    client.send("exit");
+    assert_eq!(client.receive(), b"");
+    server.logged(&["closed", "the guest closed", "lines=4"]);
+}
+
+#[test]
+fn chunks_need_no_newline_and_lines_need_one() {
+    let server = Server::start(&["--framing=chunks"]);
+    let mut client = server.connect();
+    assert_eq!(client.receive(), b"Welcome!");
+    client.send("Michael\n");
+    assert_eq!(client.receive(), b"Hello, Michael\n!");
+}
+
+#[test]
+fn names_of_every_script_are_answered() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    for name in [
+        "Søren",
+        "Αθηνά",
+        "Иван",
+        "महात्मा",
+        "محمد",
+        "美咲",
+        "지민",
+        "🦀",
+        "",
+    ] {
+        assert_eq!(client.ask(name), format!("Hello, {name}!"));
+    }
+}
+
+#[test]
+fn the_guests_settings_come_from_the_command_line() {
+    let server = Server::start(&["--env=GREETING=Guten Tag = hallo"]);
+    assert_eq!(server.connect().hear(), "Guten Tag = hallo\n");
+}
+
+#[test]
+fn two_hundred_slow_clients_do_not_wait_for_each_other() {
+    let server = Server::start(&["--env=DELAY_MS=1000"]);
+    let address = server.address;
+    let started = Instant::now();
+    let clients: Vec<_> = (0..200)
+        .map(|n| {
+            thread::spawn(move || {
+                let mut client = Client::connect(address);
+                assert_eq!(client.hear(), "Welcome!\n");
+                assert_eq!(client.ask(&n.to_string()), format!("Hello, {n}!"));
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    // One after another they would take 200 s.
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn every_address_form_can_be_listened_on() {
+    for (listen, connect) in [
+        ("0.0.0.0:0", "127.0.0.1"),
+        ("127.0.0.2:0", "127.0.0.2"),
+        ("[::1]:0", "[::1]"),
+        ("localhost:0", "localhost"),
+    ] {
+        let server = Server::start_command(Command::new(AIRLOCK).args(["--listen", listen]));
+        let output = run(
+            Command::new(CLIENT).args([
+                "--connect",
+                &format!("{connect}:{}", server.address.port()),
+                "Ada",
+            ]),
+            b"",
+        );
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "Welcome!\nHello, Ada!\n",
+            "{listen}"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! A guest for the tests that attacks its host in the way that the line names. Each attack that is
+//! allowed, or returns, is reported as an answer, which is what the tests then fail on.
+
+#[allow(warnings, reason = "generated: see guest/tests/bindings.rs")]
+#[path = "../../../../guest/src/bindings.rs"]
+#[rustfmt::skip]
+mod bindings;
+
+use std::hint::black_box;
+use std::io::Read;
+use std::time::{Duration, Instant};
+use std::{env, fs, io, net, process, thread};
+
+use bindings::airlock::line::connection;
+use bindings::exports::airlock::line::handler::{Guest, Outcome};
+
+/// Kept from one line to the next; another connection must never see it.
+static SECRET: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
+
+struct Hostile;
+
+impl Guest for Hostile {
+    fn greeting() -> Option<String> {
+        match env::var("ATTACK_IN_GREETING") {
+            Ok(attack) => Some(perform(&attack)),
+            Err(_) => Some("ready".to_owned()),
+        }
+    }
+
+    fn handle_line(line: String) -> Outcome {
+        Outcome::Reply(perform(&line))
+    }
+}
+
+fn perform(attack: &str) -> String {
+    match attack {
+        "spin" => loop {
+            black_box(());
+        },
+        "announce and spin" => {
+            println!("spinning");
+            perform("spin")
+        }
+        "announce and work" => {
+            println!("working");
+            thread::sleep(Duration::from_millis(500));
+            "worked".to_owned()
+        }
+        "fill" => {
+            let mut block = vec![0_u8; 32 << 20];
+            loop {
+                black_box(&mut block).fill(1);
+            }
+        }
+        "recurse" => recurse(0).to_string(),
+        "sleep" => {
+            thread::sleep(Duration::from_secs(3600));
+            "slept".to_owned()
+        }
+        "stdin" => {
+            let mut text = String::new();
+            let read = io::stdin().read_to_string(&mut text);
+            format!("{read:?}")
+        }
+        "calls" => loop {
+            black_box(connection::id());
+        },
+        "clocks" => loop {
+            black_box(Instant::now());
+        },
+        "allocate" => {
+            let mut hoard: Vec<Vec<u8>> = Vec::new();
+            loop {
+                hoard.push(black_box(vec![1; 1 << 20]));
+            }
+        }
+        "reply" => "x".repeat(32 << 20),
+        "panic" => panic!("on purpose"),
+        "exit" => process::exit(7),
+        "abort" => process::abort(),
+        "trap" => {
+            let nothing: &[u8] = black_box(&[]);
+            nothing[attack.len()].to_string()
+        }
+        "flood" => loop {
+            println!("flood");
+            eprintln!("flood");
+        },
+        "shout" => {
+            for number in 0..1000 {
+                println!("line {number}");
+            }
+            "shouted".to_owned()
+        }
+        "files" => report(&[
+            fs::read_dir("/").map(drop),
+            fs::read("/etc/hostname").map(drop),
+            fs::write("/tmp/escaped", "x"),
+            fs::create_dir("escaped"),
+        ]),
+        "sockets" => report(&[
+            net::TcpStream::connect("127.0.0.1:9").map(drop),
+            net::TcpListener::bind("127.0.0.1:0").map(drop),
+            net::UdpSocket::bind("127.0.0.1:0").map(drop),
+            net::ToSocketAddrs::to_socket_addrs("localhost:80").map(drop),
+        ]),
+        "environment" => format!("{:?} {:?}", env::vars().collect::<Vec<_>>(), env::args()),
+        _ => match (attack.strip_prefix("keep "), SECRET.lock()) {
+            (Some(secret), Ok(mut kept)) => {
+                *kept = secret.to_owned();
+                "kept".to_owned()
+            }
+            (None, Ok(kept)) if attack == "tell" => format!("secret: {kept}"),
+            _ => format!("unknown: {attack}"),
+        },
+    }
+}
+
+#[expect(unconditional_recursion, reason = "that is the attack")]
+fn recurse(depth: u64) -> u64 {
+    black_box([depth; 64]);
+    black_box(recurse(black_box(depth + 1))) + 1
+}
+
+/// Says which of the attempts were allowed.
+fn report(attempts: &[io::Result<()>]) -> String {
+    let allowed = attempts.iter().filter(|attempt| attempt.is_ok()).count();
+    format!("{allowed} of {} allowed", attempts.len())
+}
+
+#[cfg(target_family = "wasm")]
+bindings::export!(Hostile with_types_in bindings);

@@ -1,0 +1,129 @@
+//! Every limit that a client can run into, and what it is told.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{Client, Server, eventually};
+
+#[test]
+fn a_line_over_the_limit_is_refused_and_the_next_one_served() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    let most = "x".repeat(64 * 1024);
+    assert_eq!(client.ask(&most), format!("Hello, {most}!"));
+    let refusal = "error: line is longer than 65536 bytes";
+    assert_eq!(client.ask(&format!("{most}x")), refusal);
+    assert_eq!(client.ask("Ada"), "Hello, Ada!");
+    client.send("y".repeat(1_000_000));
+    // The answer does not wait for the end of the line.
+    assert_eq!(client.hear(), format!("{refusal}\n"));
+    client.send("\nAda\n");
+    assert_eq!(client.hear(), "Hello, Ada!\n");
+}
+
+#[test]
+fn a_line_that_is_not_utf8_is_refused_and_the_next_one_served() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    client.send(b"\xff\xfe\nAda\n");
+    assert_eq!(client.hear(), "error: line is not valid UTF-8\n");
+    assert_eq!(client.hear(), "Hello, Ada!\n");
+}
+
+#[test]
+fn a_connection_over_the_cap_is_told_so_and_has_room_later() {
+    let server = Server::start(&["--max-connections=2"]);
+    let first = server.greeted();
+    let _second = server.greeted();
+    let mut third = server.connect();
+    assert_eq!(third.rest(), "error: too many connections\n");
+    drop(first);
+    eventually("there is room again", || {
+        server.connect().hear() == "Welcome!\n"
+    });
+    server.logged(&["refusing connections", "limit=2"]);
+    server.logged(&["there is room for connections again"]);
+}
+
+#[test]
+fn a_client_that_says_nothing_is_let_go() {
+    let server = Server::start(&["--idle-timeout=100ms"]);
+    let mut client = server.greeted();
+    assert_eq!(client.rest(), "error: timed out waiting for a line\n");
+}
+
+#[test]
+fn a_line_that_is_not_finished_in_its_time_ends_the_connection() {
+    let server = Server::start(&["--line-timeout=500ms", "--framing=lines"]);
+    let mut client = server.greeted();
+    // A byte now and then keeps a connection from being idle, but not from being late.
+    let mut trickle = client.stream.try_clone().unwrap();
+    let trickling = thread::spawn(move || {
+        while std::io::Write::write_all(&mut trickle, b"x").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    assert_eq!(client.hear(), "error: timed out waiting for a line\n");
+    assert!(client.is_gone());
+    trickling.join().unwrap();
+}
+
+#[test]
+fn a_long_stream_of_whole_lines_is_never_late() {
+    let server = Server::start(&["--line-timeout=300ms"]);
+    let mut client = server.greeted();
+    // Every read ends in the middle of a line, for much longer than one line may take.
+    client.send("a\nb");
+    assert_eq!(client.hear(), "Hello, a!\n");
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(50));
+        client.send("c\nb");
+        assert_eq!(client.hear(), "Hello, bc!\n");
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_let_go() {
+    let server = Server::start(&["--write-timeout=300ms"]);
+    let client = server.greeted();
+    let mut sender = client.stream.try_clone().unwrap();
+    // Until both kernels' buffers are full and the server stops reading too.
+    let sending = thread::spawn(move || {
+        let lines = "x".repeat(1000) + "\n";
+        while std::io::Write::write_all(&mut sender, lines.repeat(100).as_bytes()).is_ok() {}
+    });
+    server.logged(&["closed", "the client does not read"]);
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_reply_over_the_limit_fails_the_guest() {
+    let server = Server::start(&["--max-reply=1KiB"]);
+    let mut client = server.greeted();
+    let name = "x".repeat(1024 - "Hello, !".len());
+    assert_eq!(client.ask(&name), format!("Hello, {name}!"));
+    assert_eq!(client.ask(&format!("{name}x")), "error: the guest failed");
+    server.logged(&["closed", "it answered 1025 bytes and the limit is 1024"]);
+}
+
+#[test]
+fn a_chunk_client_is_refused_in_its_own_framing() {
+    let server = Server::start(&["--framing=chunks", "--max-connections=1"]);
+    let mut client = server.connect();
+    assert_eq!(client.receive(), b"Welcome!");
+    assert_eq!(server.connect().rest(), "error: too many connections");
+    client.send(b"\xff");
+    assert_eq!(client.receive(), b"error: line is not valid UTF-8");
+}
+
+#[test]
+fn a_flood_of_connections_and_resets_leaves_the_server_serving() {
+    let server = Server::start(&["-q"]);
+    for _ in 0..1000 {
+        let client = Client::connect(server.address);
+        socket2::SockRef::from(&client.stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    }
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+}

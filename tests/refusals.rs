@@ -1,0 +1,178 @@
+//! Servers that must not start: one line on standard error, a status that is not 0, no listener.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::support::{AIRLOCK, installed, run};
+
+/// Runs `airlock` with options it must refuse, and returns its one line.
+fn refusal(options: &[&str]) -> String {
+    refused(Command::new(AIRLOCK).args(options))
+}
+
+fn refused(command: &mut Command) -> String {
+    let output = run(command, b"");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert_eq!(output.stdout, b"", "{stderr}");
+    stderr
+}
+
+fn assert_says(line: &str, words: &[&str]) {
+    for word in words {
+        assert!(line.contains(word), "{word:?} is not in {line:?}");
+    }
+}
+
+#[test]
+fn a_port_that_is_none() {
+    for port in ["9999999", "65536", "-1", "", "http"] {
+        let line = refusal(&["--listen", &format!("127.0.0.1:{port}")]);
+        assert_says(
+            &line,
+            &["--listen", &format!("`{port}` is not a port"), "65535"],
+        );
+    }
+}
+
+#[test]
+fn an_address_that_is_none() {
+    assert_says(&refusal(&["--listen=9999"]), &["want ADDR:PORT"]);
+    assert_says(&refusal(&["--listen=::1:9999"]), &["[::1]:9999"]);
+    assert_says(
+        &refusal(&["--listen=300.0.0.1:0"]),
+        &["`300.0.0.1` is not an address"],
+    );
+    assert_says(&refusal(&["--listen=192.0.2.1:0"]), &["no interface"]);
+}
+
+#[test]
+fn values_that_make_no_sense() {
+    for (option, words) in [
+        ("--max-line=0", "at least 1 byte"),
+        ("--max-line=lots", "want a size like 64KiB"),
+        ("--idle-timeout=5", "want a time with its unit"),
+        ("--call-timeout=0s", "more than no time"),
+        ("--guest-memory=1KiB", "from 64KiB to 4GiB"),
+        ("--max-connections=0", "0 is not in 1.."),
+        ("--max-connections=1000000", "more than the"),
+        ("--backlog=0", "0 is not in 1.."),
+        ("--framing=words", "auto, lines, chunks"),
+        ("--env=GREETING", "NAME=VALUE"),
+        ("--no-such-option", "--no-such-option"),
+        ("surprise", "surprise"),
+    ] {
+        assert_says(&refusal(&[option]), &[words]);
+    }
+}
+
+#[test]
+fn a_value_in_the_environment_is_checked_like_one_on_the_command_line() {
+    let line = refused(Command::new(AIRLOCK).env("AIRLOCK_MAX_LINE", "lots"));
+    assert_says(&line, &["lots", "--max-line", "want a size like 64KiB"]);
+}
+
+#[test]
+fn a_port_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let line = refusal(&["--listen", &address]);
+    assert_says(&line, &[&address, "in use", "--listen"]);
+}
+
+#[test]
+fn a_port_that_needs_privileges() {
+    if !installed("setpriv") {
+        return;
+    }
+    // The test may run as root, so the server gives up the one privilege that matters.
+    let line = refused(
+        Command::new("setpriv")
+            .args(["--bounding-set=-net_bind_service", "--inh-caps=-all"])
+            .args([AIRLOCK, "--listen=127.0.0.1:81"]),
+    );
+    assert_says(&line, &["127.0.0.1:81", "need privileges", "--listen"]);
+}
+
+#[test]
+fn files_that_are_no_component() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let component = airlock::GREETER;
+    let half = &component[..component.len() / 2];
+    let native = wasmtime_precompiled(component);
+    for (path, words) in [
+        (file("empty.wasm", b""), "not a WebAssembly component"),
+        (
+            file("text.wasm", b"(component)"),
+            "not a WebAssembly component",
+        ),
+        (
+            file("random.wasm", &[7; 4096]),
+            "not a WebAssembly component",
+        ),
+        (file("native.cwasm", &native), "not a WebAssembly component"),
+        (
+            file("module.wasm", &wat::parse_str("(module)").unwrap()),
+            "core WebAssembly module",
+        ),
+        (file("truncated.wasm", half), "cannot be compiled"),
+        (
+            file("other.wasm", &wat::parse_str("(component)").unwrap()),
+            "does not export `airlock:line/handler@0.1.0`",
+        ),
+        (
+            file(
+                "asking.wasm",
+                &wat::parse_str(r#"(component (import "a:b/c" (instance (export "d" (func)))))"#)
+                    .unwrap(),
+            ),
+            "asks for what Airlock does not offer",
+        ),
+        ("/nowhere/guest.wasm".to_owned(), "No such file"),
+        ("/dev/zero".to_owned(), "more than"),
+        ("/".to_owned(), "directory"),
+    ] {
+        let line = refusal(&["--listen=127.0.0.1:0", "--guest", &path]);
+        assert_says(&line, &[&path, words]);
+    }
+}
+
+/// Code that Wasmtime has compiled already; loading it would be running it.
+fn wasmtime_precompiled(component: &[u8]) -> Vec<u8> {
+    let engine = wasmtime::Engine::default();
+    engine.precompile_component(component).unwrap()
+}
+
+#[test]
+fn a_guest_that_starts_with_more_memory_than_it_may_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.wasm");
+    let component = r"(component
+        (core module $m (memory 8000))
+        (core instance (instantiate $m)))";
+    fs::write(&path, wat::parse_str(component).unwrap()).unwrap();
+    let line = refusal(&["--guest", path.to_str().unwrap()]);
+    assert_says(&line, &["524288000", "--guest-memory"]);
+}
+
+#[test]
+fn the_help_names_every_option_with_its_variable_and_its_default() {
+    let output = run(Command::new(AIRLOCK).arg("--help"), b"");
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert_says(
+        &help,
+        &[
+            "--listen <ADDR:PORT>",
+            "[env: AIRLOCK_MAX_LINE=]",
+            "[default: 64KiB]",
+        ],
+    );
+}

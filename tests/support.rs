@@ -1,0 +1,367 @@
+//! A server and its clients, as the tests use them. Every wait here is bounded.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Far longer than anything takes, so that only what hangs fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
+pub(crate) const CLIENT: &str = env!("CARGO_BIN_EXE_client");
+
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A running server. Dropping it ends it; when a test fails its log is shown.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    log: Log,
+}
+
+impl Server {
+    /// Starts the default server with these options, on a free port.
+    pub(crate) fn start(options: &[&str]) -> Server {
+        Server::start_command(Command::new(AIRLOCK).args(options))
+    }
+
+    /// Serves one of the guests in `tests/guests`.
+    pub(crate) fn with_guest(name: &str, options: &[&str]) -> Server {
+        let guest = guest(name);
+        Server::start_command(
+            Command::new(AIRLOCK)
+                .arg("--guest")
+                .arg(guest)
+                .args(options),
+        )
+    }
+
+    /// Starts a server by a command that may have an environment, or be a wrapper around it. An
+    /// address that it names has to have port 0.
+    pub(crate) fn start_command(command: &mut Command) -> Server {
+        let mut child = command
+            .env("AIRLOCK_LISTEN", "127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::follow(child.stderr.take().unwrap());
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line
+            .trim()
+            .strip_prefix("listening on ")
+            .and_then(|address| address.parse().ok());
+        let Some(address) = address else {
+            panic!("no server, but {:?} and {:?}", line, log.wait_for_end());
+        };
+        Server {
+            child,
+            address,
+            log,
+        }
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// Connects and takes the default greeting.
+    pub(crate) fn greeted(&self) -> Client {
+        let mut client = self.connect();
+        assert_eq!(client.hear(), "Welcome!\n");
+        client
+    }
+
+    /// Waits until the log has a line with all of these words, and returns it.
+    pub(crate) fn logged(&self, words: &[&str]) -> String {
+        self.log.wait_for(words)
+    }
+
+    /// The log so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lines()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("the server's log:\n{}", self.log.lines().join("\n"));
+        }
+    }
+}
+
+/// The lines a process has written, and those it will write.
+#[derive(Clone)]
+struct Log(Arc<(Mutex<LogState>, Condvar)>);
+
+#[derive(Default)]
+struct LogState {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn follow(source: impl Read + Send + 'static) -> Log {
+        let log = Log(Arc::default());
+        let writer = log.clone();
+        thread::spawn(move || {
+            let (state, changed) = &*writer.0;
+            for line in BufReader::new(source).lines().map_while(Result::ok) {
+                state.lock().unwrap().lines.push(line);
+                changed.notify_all();
+            }
+            state.lock().unwrap().ended = true;
+            changed.notify_all();
+        });
+        log
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.0.lock().unwrap().lines.clone()
+    }
+
+    fn wait_for(&self, words: &[&str]) -> String {
+        let find = |state: &LogState| {
+            let mut lines = state.lines.iter();
+            lines
+                .find(|line| words.iter().all(|word| line.contains(word)))
+                .cloned()
+        };
+        let (state, changed) = &*self.0;
+        let state = changed
+            .wait_timeout_while(state.lock().unwrap(), PATIENCE, |state| {
+                find(state).is_none() && !state.ended
+            })
+            .unwrap()
+            .0;
+        let found = find(&state);
+        let lines = state.lines.len();
+        drop(state);
+        found.unwrap_or_else(|| panic!("none of {lines} log lines has {words:?}"))
+    }
+
+    fn wait_for_end(&self) -> Vec<String> {
+        let (state, changed) = &*self.0;
+        let state = changed
+            .wait_timeout_while(state.lock().unwrap(), PATIENCE, |state| !state.ended)
+            .unwrap()
+            .0;
+        state.lines.clone()
+    }
+}
+
+/// A client that sends exactly what it is told and knows what it has heard.
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Client { stream, reader }
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// One line with its ending; empty at the end of input.
+    pub(crate) fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Sends a line and returns the answer without its ending.
+    pub(crate) fn ask(&mut self, line: &str) -> String {
+        self.send(format!("{line}\n"));
+        let answer = self.hear();
+        answer
+            .strip_suffix('\n')
+            .unwrap_or_else(|| panic!("{line:?} was answered {answer:?}"))
+            .to_owned()
+    }
+
+    /// What one read returns, as the tutorial's `recv(1024)`.
+    pub(crate) fn receive(&mut self) -> Vec<u8> {
+        let mut room = [0; 1024];
+        let count = self.reader.read(&mut room).unwrap();
+        room[..count].to_vec()
+    }
+
+    /// Ends the sending side.
+    pub(crate) fn finish(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// All that comes until the server closes.
+    pub(crate) fn rest(&mut self) -> String {
+        let mut text = String::new();
+        self.reader.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// Whether the connection has been closed or reset; waits for that.
+    pub(crate) fn is_gone(&mut self) -> bool {
+        match io::copy(&mut self.reader, &mut io::sink()) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// A program that is talked to while it runs.
+pub(crate) struct Program {
+    child: Child,
+    output: Log,
+}
+
+impl Program {
+    pub(crate) fn start(command: &mut Command) -> Program {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let output = Log::follow(child.stdout.take().unwrap());
+        Program { child, output }
+    }
+
+    pub(crate) fn type_in(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until the program has printed a line with this text.
+    pub(crate) fn shows(&self, text: &str) {
+        self.output.wait_for(&[text]);
+    }
+
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+}
+
+/// Runs a command to its end, with this text as its standard input.
+pub(crate) fn run(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that does not read its input is fine.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let stdout = read_all(child.stdout.take().unwrap());
+    let stderr = read_all(child.stderr.take().unwrap());
+    Output {
+        status: wait(&mut child),
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    }
+}
+
+fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+/// Waits for the end of a process, and ends it when it does not.
+fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("process {} does not end", child.id());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a condition holds that nothing announces.
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a program of another package is installed. CI installs all that are used; elsewhere a
+/// test that needs a missing one says so and does nothing.
+pub(crate) fn installed(program: &str) -> bool {
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|folder| folder.join(program).is_file());
+    assert!(
+        found || std::env::var_os("CI").is_none(),
+        "CI has to install `{program}`"
+    );
+    if !found {
+        eprintln!("skipped: `{program}` is not installed");
+    }
+    found
+}
+
+/// The component of a crate in `tests/guests`, built once.
+pub(crate) fn guest(name: &str) -> PathBuf {
+    static BUILT: LazyLock<PathBuf> =
+        LazyLock::new(|| build_guests(&root(), &["counter", "hostile"]));
+    BUILT.join(name).with_extension("wasm")
+}
+
+/// Builds packages for WebAssembly as the README does by hand, and returns where they are.
+pub(crate) fn build_guests(workspace: &Path, packages: &[&str]) -> PathBuf {
+    const TARGET: &str = "wasm32-wasip2";
+    let target_dir = root().join("target/guests");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--release", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir)
+        .args(packages.iter().flat_map(|package| ["-p", package]))
+        .env_remove("RUSTFLAGS")
+        .current_dir(workspace);
+    let output = cargo.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    target_dir.join(TARGET).join("release")
+}
