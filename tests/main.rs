@@ -1,6 +1,10 @@
 //! End to end: the real binary, real sockets, real components.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stderr,
+    reason = "the harness shows it when a test fails"
+)]
 
 mod support;
 
@@ -10,4 +14,5 @@ mod guests;
 mod lifecycle;
 mod limits;
 mod log;
+mod readme;
 mod refusals;

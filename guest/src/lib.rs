@@ -4,6 +4,11 @@
 //! only connects them to the world in `wit/world.wit`. One instance of this component serves one
 //! connection, so a global belongs to that connection alone.
 
+#![expect(
+    clippy::print_stderr,
+    reason = "a guest's standard error is the server's log"
+)]
+
 pub mod greeting;
 pub mod settings;
 

@@ -191,7 +191,7 @@ fn turn_away(mut stream: &TcpStream, refusal: &mut Writer) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     refusal.flush(&mut stream)?;
     stream.shutdown(Direction::Write)?;
-    stream.read(&mut [0; 4096])?;
+    let _taken = stream.read(&mut [0; 4096])?;
     Ok(())
 }
 

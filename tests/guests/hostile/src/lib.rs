@@ -1,6 +1,12 @@
 //! A guest for the tests that attacks its host in the way that the line names. Each attack that is
 //! allowed, or returns, is reported as an answer, which is what the tests then fail on.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a guest's output is the server's log"
+)]
+
 #[allow(warnings, reason = "generated: see guest/tests/bindings.rs")]
 #[path = "../../../../guest/src/bindings.rs"]
 #[rustfmt::skip]

@@ -1,0 +1,121 @@
+//! Every command of the README works, in its order, as it is written.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, installed, root};
+
+const DEFAULT_ADDRESS: &str = "127.0.0.1:9999";
+const OWN_GUEST: &str = "/tmp/shout";
+
+/// Commands that take long, or would start this test again; CI runs them as they stand here.
+const RUN_BY_CI: [&str; 2] = ["cargo test --workspace", "cargo bench"];
+
+#[test]
+fn every_command_works_as_written() {
+    if !installed("nc") {
+        return;
+    }
+    match fs::remove_dir_all(OWN_GUEST) {
+        Err(error) if error.kind() != ErrorKind::NotFound => panic!("{OWN_GUEST}: {error}"),
+        _ => {}
+    }
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
+    let mut server: Option<Running> = None;
+    let mut heard = Vec::new();
+    for (language, text) in blocks(&readme) {
+        match language {
+            "sh" => {
+                for command in text.lines() {
+                    if RUN_BY_CI.contains(&command) {
+                        assert!(ci.contains(command), "{command}");
+                    } else if is_server(command) {
+                        // The old one has to leave the port first.
+                        drop(server.take());
+                        server = Some(Running::start(command));
+                        heard.push(converse());
+                    } else {
+                        run(command);
+                    }
+                }
+            }
+            "toml" => {
+                let path = format!("{OWN_GUEST}/Cargo.toml");
+                let manifest = fs::read_to_string(&path).unwrap();
+                fs::write(path, format!("{manifest}\n{text}")).unwrap();
+            }
+            "rust" => fs::write(format!("{OWN_GUEST}/src/lib.rs"), text).unwrap(),
+            _ => {}
+        }
+    }
+    let greeter = "Welcome!\nHello, Ada!\n";
+    let polite = "Hi\nHello, Ada!\n";
+    let shout = "Say something.\nADA\n";
+    assert_eq!(heard, [greeter, greeter, polite, shout]);
+}
+
+/// The fenced blocks of a Markdown text, with their languages.
+fn blocks(markdown: &str) -> Vec<(&str, &str)> {
+    let fenced = markdown.split("```").skip(1).step_by(2);
+    fenced.filter_map(|block| block.split_once('\n')).collect()
+}
+
+fn is_server(command: &str) -> bool {
+    command.starts_with("cargo run -p host") && !command.contains("--bin")
+}
+
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).current_dir(root());
+    shell
+}
+
+fn run(command: &str) {
+    let output = shell(command).stdin(Stdio::null()).output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{command}\n{stdout}\n{stderr}");
+    if command.contains("9999") || command.contains("--bin client") {
+        assert!(stdout.starts_with("Welcome!\nHello, Michael!\nHello, Tracy!\n"));
+    }
+}
+
+/// A server that a command of the README has started.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &str) -> Running {
+        // `exec` twice, by the shell and by cargo: the child is the server itself.
+        let child = shell(&format!("exec {command}")).spawn().unwrap();
+        let mut running = Running(child);
+        let deadline = Instant::now() + Duration::from_secs(600);
+        while TcpStream::connect(DEFAULT_ADDRESS).is_err() {
+            assert!(
+                running.0.try_wait().unwrap().is_none(),
+                "{command} has ended"
+            );
+            assert!(Instant::now() < deadline, "{command} does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        running
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn converse() -> String {
+    let mut client = Client::connect(DEFAULT_ADDRESS.parse().unwrap());
+    client.send("Ada\n");
+    format!("{}{}", client.hear(), client.hear())
+}
