@@ -245,6 +245,7 @@ struct Socket<'a> {
     stream: &'a TcpStream,
     read_time: Option<Duration>,
     write_time: Duration,
+    write_stalled: Option<Instant>,
 }
 
 impl<'a> Socket<'a> {
@@ -257,6 +258,7 @@ impl<'a> Socket<'a> {
             stream,
             read_time: None,
             write_time,
+            write_stalled: None,
         }
     }
 
@@ -306,13 +308,18 @@ impl Read for Socket<'_> {
     }
 }
 
-/// A write that the kernel takes only in part has waited for its whole time, or was interrupted.
 impl Write for Socket<'_> {
+    /// The kernel takes a write only in part when it was interrupted, or has waited for its whole
+    /// time. Which of the two only a clock could tell; it starts when that first happens.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let started = Instant::now();
         let count = self.stream.write(bytes)?;
-        if count < bytes.len() && started.elapsed() >= self.write_time {
-            return Err(ErrorKind::WouldBlock.into());
+        if count == bytes.len() {
+            self.write_stalled = None;
+        } else {
+            let stalled = *self.write_stalled.get_or_insert_with(Instant::now);
+            if stalled.elapsed() >= self.write_time {
+                return Err(ErrorKind::WouldBlock.into());
+            }
         }
         Ok(count)
     }

@@ -67,6 +67,10 @@ pub const CALL_TIME: Duration = Duration::from_secs(5);
 /// Protects the machine's memory from the guest.
 pub const GUEST_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 
+/// Bytes of a linear memory that stay with its slot when a connection ends. The greeter writes to
+/// about as much; each connection slot that was ever used may hold it.
+pub const GUEST_RESIDENT_BYTES: usize = 64 * 1024;
+
 /// Linear memories of one guest instance. A Python or JavaScript guest has 3 (measured).
 pub const GUEST_MEMORIES: u32 = 4;
 

