@@ -6,6 +6,7 @@
     reason = "the harness shows it when a test fails"
 )]
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 mod build;

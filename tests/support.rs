@@ -82,6 +82,10 @@ impl Server {
         client
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the log has a line with all of these words, and returns it.
     pub(crate) fn logged(&self, words: &[&str]) -> String {
         self.log.wait_for(words)
@@ -217,6 +221,10 @@ impl Client {
         let mut room = [0; 1024];
         let count = self.reader.read(&mut room).unwrap();
         room[..count].to_vec()
+    }
+
+    pub(crate) fn read_exact(&mut self, room: &mut [u8]) {
+        self.reader.read_exact(room).unwrap();
     }
 
     /// Ends the sending side.

@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::net::SocketAddr;
 
 use airlock::GREETER;
+use airlock::conversation::Handler;
 use airlock::framing::{Framing, Reader};
 use airlock::limits::{LINE_BYTES, Limits};
 use airlock::sandbox::Sandbox;
@@ -38,7 +39,8 @@ fn framing(criterion: &mut Criterion) {
 }
 
 fn guest(criterion: &mut Criterion) {
-    let sandbox = Sandbox::new(GREETER, Vec::new(), Limits::new(1000)).expect("the greeter");
+    let sandbox =
+        Sandbox::new(GREETER, Vec::new(), Limits::new(1000, 1 << 30)).expect("the greeter");
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {
         id: 1,

@@ -1,5 +1,5 @@
-//! How many connections this process has room for: the default, and the most, of
-//! `--max-connections`.
+//! What this process has room for: the default, and the most, of `--max-connections`, and the
+//! default of `--total-guest-memory`.
 
 use std::fs;
 
@@ -29,6 +29,8 @@ pub struct Capacity {
     pub connections: usize,
     /// What to raise for more.
     pub bound: &'static str,
+    /// Half of the memory that this process may use.
+    pub guest_memory_bytes: u64,
 }
 
 /// Raises the soft limit of open files to the hard limit and returns the room there is.
@@ -69,7 +71,28 @@ pub fn claim() -> Capacity {
     Capacity {
         connections: usize::try_from(connections.max(1)).unwrap_or(1),
         bound,
+        guest_memory_bytes: memory_bytes() / 2,
     }
+}
+
+/// The memory of the machine, or of the process's control group where that is less.
+fn memory_bytes() -> u64 {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(kilobytes * 1024)
+    });
+    let group = fs::read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| {
+            let group = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+            let limit = fs::read_to_string(format!("/sys/fs/cgroup{group}/memory.max")).ok()?;
+            limit.trim().parse().ok()
+        });
+    // Not Linux: enough for a small server.
+    machine.unwrap_or(2 << 30).min(group.unwrap_or(u64::MAX))
 }
 
 fn raise_open_files() -> u64 {

@@ -73,6 +73,12 @@ pub struct Serve {
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
 
+    /// The most connections at once from one address; of IPv6, from one /64 network [default: no
+    /// less than --max-connections]
+    #[arg(long, env = "AIRLOCK_MAX_CONNECTIONS_PER_IP", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections_per_ip: Option<u32>,
+
     /// How long a client may be silent between lines
     #[arg(long, env = "AIRLOCK_IDLE_TIMEOUT", value_name = "TIME")]
     #[arg(default_value = "5m", value_parser = time)]
@@ -97,6 +103,11 @@ pub struct Serve {
     #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
     #[arg(default_value = "64MiB", value_parser = memory)]
     pub guest_memory: ByteSize,
+
+    /// The most memory of all instances together [default: half of the memory there is]
+    #[arg(long, env = "AIRLOCK_TOTAL_GUEST_MEMORY", value_name = "SIZE")]
+    #[arg(value_parser = total_memory)]
+    pub total_guest_memory: Option<ByteSize>,
 
     /// How the log on standard error is written
     #[arg(long, env = "AIRLOCK_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -128,6 +139,9 @@ impl Serve {
         }
         Ok(Limits {
             connections,
+            connections_per_ip: self
+                .max_connections_per_ip
+                .map_or(connections, |most| most as usize),
             line_bytes: bytes(self.max_line),
             reply_bytes: bytes(self.max_reply),
             idle_time: self.idle_timeout.into(),
@@ -135,6 +149,9 @@ impl Serve {
             write_time: self.write_timeout.into(),
             call_time: self.call_timeout.into(),
             guest_memory_bytes: bytes(self.guest_memory),
+            total_guest_memory_bytes: self
+                .total_guest_memory
+                .map_or(capacity.guest_memory_bytes, |size| size.as_u64()),
         })
     }
 
@@ -214,6 +231,10 @@ fn memory(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+fn total_memory(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "want a size like 8GiB".to_owned())
+}
+
 fn time(text: &str) -> Result<humantime::Duration, String> {
     const MOST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     let time: humantime::Duration = text
@@ -255,9 +276,10 @@ mod tests {
         let capacity = Capacity {
             connections: 1000,
             bound: "nothing",
+            guest_memory_bytes: 1 << 30,
         };
         let options = Cli::parse_from(["airlock"]).serve;
-        assert_eq!(options.limits(capacity), Ok(Limits::new(1000)));
+        assert_eq!(options.limits(capacity), Ok(Limits::new(1000, 1 << 30)));
     }
 
     #[test]

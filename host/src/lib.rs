@@ -5,8 +5,8 @@
 //! shared by all connections; a *session* is one connection's own instance of it. Everything
 //! native is the *shim*.
 //!
-//! The modules in the order in which a line passes them: [`server`] accepts, `connection` holds
-//! the loop, [`framing`] makes messages of bytes and bytes of replies, [`session`] asks the guest,
+//! The modules in the order in which a line passes them: [`server`] accepts, `connection` is one
+//! client's socket, [`conversation`] the loop, [`framing`] makes messages of bytes and bytes of replies, [`session`] asks the guest,
 //! which [`sandbox`] has prepared. At the edges: [`cli`] and [`logging`], [`capacity`] for what the
 //! machine allows, [`limits`] for every bound, [`shutdown`] for the end.
 
@@ -14,6 +14,7 @@ mod bindings;
 pub mod capacity;
 pub mod cli;
 mod connection;
+pub mod conversation;
 pub mod framing;
 pub mod limits;
 pub mod logging;

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections served at once; one more is answered `error: too many connections`.
     pub connections: usize,
+    /// Connections served at once from one address (of IPv6: from one /64 network).
+    pub connections_per_ip: usize,
     /// Bytes of one line, without its ending.
     pub line_bytes: usize,
     /// Bytes of one reply, and of the greeting.
@@ -24,13 +26,17 @@ pub struct Limits {
     pub call_time: Duration,
     /// Bytes of one linear memory of a guest.
     pub guest_memory_bytes: usize,
+    /// Bytes of the linear memories of all instances together.
+    pub total_guest_memory_bytes: u64,
 }
 
 impl Limits {
-    /// The defaults, for a machine that has room for `connections`.
-    pub const fn new(connections: usize) -> Limits {
+    /// The defaults, for a machine that has room for `connections` and may give guests
+    /// `total_guest_memory_bytes`.
+    pub const fn new(connections: usize, total_guest_memory_bytes: u64) -> Limits {
         Limits {
             connections,
+            connections_per_ip: connections,
             line_bytes: LINE_BYTES,
             reply_bytes: REPLY_BYTES,
             idle_time: IDLE_TIME,
@@ -38,6 +44,7 @@ impl Limits {
             write_time: WRITE_TIME,
             call_time: CALL_TIME,
             guest_memory_bytes: GUEST_MEMORY_BYTES,
+            total_guest_memory_bytes,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! instance of it, a [`Session`](crate::session::Session), costs microseconds.
 
 mod guest_log;
+mod memory;
 mod ticker;
 mod wasi;
 
@@ -18,6 +19,8 @@ use wasmtime::{
 
 use crate::bindings::{LineServer, LineServerPre};
 use crate::limits::{self, Limits};
+use memory::Budget;
+pub use memory::Refused;
 pub(crate) use ticker::Ticker;
 pub(crate) use wasi::{CallTimedOut, State};
 
@@ -25,6 +28,7 @@ pub(crate) use wasi::{CallTimedOut, State};
 pub struct Sandbox {
     pub(crate) pre: LineServerPre<State>,
     pub(crate) ticker: Ticker,
+    pub(crate) memory: Arc<Budget>,
     pub(crate) environment: Arc<[(String, String)]>,
     pub(crate) limits: Limits,
 }
@@ -96,6 +100,7 @@ impl Sandbox {
                 RejectedGuest::Engine(format!("no thread for the clock of calls: {error}"))
             })?,
             pre,
+            memory: Budget::new(limits.total_guest_memory_bytes),
             environment: environment.into(),
             limits,
         })

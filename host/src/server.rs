@@ -12,7 +12,7 @@ use crate::connection;
 use crate::framing::{Framing, Reader, Writer};
 use crate::limits;
 use crate::sandbox::Sandbox;
-use crate::shutdown::{Permit, Shutdown};
+use crate::shutdown::{Caps, Permit, Shutdown};
 use crate::threads::Threads;
 
 /// What tells one connection from another.
@@ -49,12 +49,15 @@ pub fn run(
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "waiting for connections");
-    let most = sandbox.limits.connections;
+    let caps = Caps {
+        total: sandbox.limits.connections,
+        per_ip: sandbox.limits.connections_per_ip,
+    };
     let sandbox = Arc::new(sandbox);
     let mut server = Server {
         address,
         framing,
-        most,
+        caps,
         shutdown,
         threads: Threads::new(
             limits::THREAD_STACK_BYTES,
@@ -75,7 +78,7 @@ pub fn run(
 struct Server<'a> {
     address: SocketAddr,
     framing: Framing,
-    most: usize,
+    caps: Caps,
     shutdown: &'a Shutdown,
     threads: Threads<Job>,
     /// How many connections there have been: the id of the last one.
@@ -129,8 +132,9 @@ impl Server<'_> {
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         let stream = Arc::new(stream);
         let id = self.accepted + 1;
-        let Some(permit) = self.shutdown.admit(id, &stream, self.most) else {
-            return self.refuse(&stream, "every connection is taken");
+        let permit = match self.shutdown.admit(id, &stream, peer.ip(), self.caps) {
+            Ok(permit) => permit,
+            Err(full) => return self.refuse(&stream, &full.to_string()),
         };
         self.accepted = id;
         let client = Client {
@@ -163,7 +167,7 @@ impl Server<'_> {
     /// Turns a client away, without a thread, a sandbox, or a wait.
     fn refuse(&mut self, stream: &TcpStream, why: &str) {
         if self.refused == 0 {
-            tracing::warn!(limit = self.most, "refusing connections: {why}");
+            tracing::warn!("refusing connections: {why}");
         }
         self.refused += 1;
         let mut refusal = Writer::default();

@@ -9,9 +9,10 @@ use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::LineServer;
-pub use crate::bindings::exports::airlock::line::handler::Outcome;
+use crate::bindings::exports::airlock::line::handler;
+use crate::conversation::{Handler, Outcome};
 use crate::limits::{LOG_LINE_BYTES, Limits};
-use crate::sandbox::{self, CallTimedOut, Sandbox, State};
+use crate::sandbox::{self, CallTimedOut, Refused, Sandbox, State};
 use crate::server::Client;
 
 /// A live instance, and the clock and the limits around it.
@@ -43,11 +44,8 @@ pub enum GuestError {
     #[error("it called exit with status {0}")]
     Exit(i32),
     /// It failed after it had been refused memory.
-    #[error("it wanted more memory than its {limit_bytes} bytes")]
-    Memory {
-        /// `--guest-memory`.
-        limit_bytes: usize,
-    },
+    #[error("{0}")]
+    Memory(Refused),
     /// Everything else that ends an instance: a trap, or a value that is none of its type.
     #[error("{0}")]
     Trap(String),
@@ -76,11 +74,21 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// What the guest says before any line, if anything.
-    ///
-    /// # Errors
-    /// The guest failed.
-    pub fn greeting(&mut self) -> Result<Option<String>, GuestError> {
+    fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
+        match text {
+            Some(text) if text.len() > self.limits.reply_bytes => Err(GuestError::ReplyTooLong {
+                bytes: text.len(),
+                limit_bytes: self.limits.reply_bytes,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Handler for Session<'_> {
+    type Error = GuestError;
+
+    fn greeting(&mut self) -> Result<Option<String>, GuestError> {
         start_call(&mut self.store, self.call_ticks);
         let text = self
             .guest
@@ -91,17 +99,18 @@ impl<'a> Session<'a> {
         Ok(text)
     }
 
-    /// What the guest does about one message.
-    ///
-    /// # Errors
-    /// The guest failed.
-    pub fn handle_line(&mut self, line: &str) -> Result<Outcome, GuestError> {
+    fn handle_line(&mut self, line: &str) -> Result<Outcome, GuestError> {
         start_call(&mut self.store, self.call_ticks);
         let outcome = self
             .guest
             .airlock_line_handler()
             .call_handle_line(&mut self.store, line)
             .map_err(|error| guest_error(&error, &self.store, self.limits))?;
+        let outcome = match outcome {
+            handler::Outcome::Reply(text) => Outcome::Reply(text),
+            handler::Outcome::NoReply => Outcome::NoReply,
+            handler::Outcome::Close(text) => Outcome::Close(text),
+        };
         self.check_reply(match &outcome {
             Outcome::Reply(text) => Some(text),
             Outcome::NoReply => None,
@@ -110,19 +119,9 @@ impl<'a> Session<'a> {
         Ok(outcome)
     }
 
-    /// Time since the sandbox was made, in whole ticks; unlike a look at the clock it costs nothing.
-    pub fn clock(&self) -> Duration {
+    /// Time since the sandbox was made, in whole ticks.
+    fn clock(&self) -> Duration {
         self.store.data().clock()
-    }
-
-    fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
-        match text {
-            Some(text) if text.len() > self.limits.reply_bytes => Err(GuestError::ReplyTooLong {
-                bytes: text.len(),
-                limit_bytes: self.limits.reply_bytes,
-            }),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -140,10 +139,8 @@ fn guest_error(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -
             limit: limits.call_time,
         };
     }
-    if store.data().memory.exhausted {
-        return GuestError::Memory {
-            limit_bytes: limits.guest_memory_bytes,
-        };
+    if let Some(refused) = store.data().memory.refused {
+        return GuestError::Memory(refused);
     }
     if let Some(&I32Exit(status)) = error.downcast_ref() {
         return GuestError::Exit(status);

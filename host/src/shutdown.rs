@@ -2,8 +2,9 @@
 //! answered, then everybody told and closed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
-use std::net::{Shutdown as Direction, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown as Direction, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,16 +19,40 @@ pub struct Shutdown(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     draining: AtomicBool,
-    open: Mutex<HashMap<u64, Arc<TcpStream>>>,
+    open: Mutex<Open>,
     closed_one: Condvar,
     /// Becomes readable, for good, when the drain begins: `accept` waits for it too.
     wake: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    streams: HashMap<u64, Arc<TcpStream>>,
+    /// How many of them each address has.
+    addresses: HashMap<IpAddr, usize>,
+}
+
+/// How many connections may be open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caps {
+    pub(crate) total: usize,
+    pub(crate) per_ip: usize,
+}
+
+/// Why a connection has no place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Full {
+    #[error("all {0} connections are taken (--max-connections)")]
+    Total(usize),
+    #[error("{1} has {0} connections already (--max-connections-per-ip)")]
+    Address(usize, IpAddr),
 }
 
 /// A place among the open connections, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     id: u64,
+    address: IpAddr,
     stream: Arc<TcpStream>,
     shutdown: Shutdown,
 }
@@ -52,7 +77,7 @@ impl Shutdown {
         let open = self.open();
         self.0.draining.store(true, Ordering::SeqCst);
         // Threads blocked in a read see the end of input; what to make of it they ask the flag.
-        for stream in open.values() {
+        for stream in open.streams.values() {
             let _ = stream.shutdown(Direction::Read);
         }
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
@@ -60,7 +85,7 @@ impl Shutdown {
 
     /// Ends the connections that are left, in the middle of whatever they do.
     pub fn cut(&self) {
-        for stream in self.open().values() {
+        for stream in self.open().streams.values() {
             let _ = stream.shutdown(Direction::Both);
         }
     }
@@ -75,15 +100,28 @@ impl Shutdown {
         self.0.wake.as_fd()
     }
 
-    /// A place for `stream`, unless `most` connections are open or the drain has begun.
-    pub(crate) fn admit(&self, id: u64, stream: &Arc<TcpStream>, most: usize) -> Option<Permit> {
+    /// A place for `stream`, unless the caps are reached.
+    pub(crate) fn admit(
+        &self,
+        id: u64,
+        stream: &Arc<TcpStream>,
+        peer: IpAddr,
+        caps: Caps,
+    ) -> Result<Permit, Full> {
         let mut open = self.open();
-        if open.len() >= most || self.is_draining() {
-            return None;
+        if open.streams.len() >= caps.total {
+            return Err(Full::Total(caps.total));
         }
-        open.insert(id, Arc::clone(stream));
-        Some(Permit {
+        let address = network(peer);
+        let taken = open.addresses.entry(address).or_default();
+        if *taken >= caps.per_ip {
+            return Err(Full::Address(caps.per_ip, address));
+        }
+        *taken += 1;
+        open.streams.insert(id, Arc::clone(stream));
+        Ok(Permit {
             id,
+            address,
             stream: Arc::clone(stream),
             shutdown: self.clone(),
         })
@@ -93,15 +131,24 @@ impl Shutdown {
     pub(crate) fn wait_until_empty(&self, time: Duration) -> usize {
         self.0
             .closed_one
-            .wait_timeout_while(self.open(), time, |open| !open.is_empty())
+            .wait_timeout_while(self.open(), time, |open| !open.streams.is_empty())
             .unwrap_or_else(PoisonError::into_inner)
             .0
+            .streams
             .len()
     }
 
     /// Nothing panics while it holds this lock, so a poisoned one is as good as any.
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<TcpStream>>> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What counts as one address: of IPv6 the network, since a host has all of a /64 to itself.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -118,8 +165,14 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut open = self.shutdown.open();
-        open.remove(&self.id);
-        if open.is_empty() {
+        open.streams.remove(&self.id);
+        if let Entry::Occupied(mut taken) = open.addresses.entry(self.address) {
+            *taken.get_mut() -= 1;
+            if *taken.get() == 0 {
+                taken.remove();
+            }
+        }
+        if open.streams.is_empty() {
             self.shutdown.0.closed_one.notify_all();
         }
     }

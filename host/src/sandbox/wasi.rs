@@ -8,8 +8,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use wasmtime::Result;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
-use wasmtime::{ResourceLimiter, Result};
 use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::bindings::io::poll as pollables;
 use wasmtime_wasi::p2::bindings::sync::io::poll;
@@ -17,9 +17,10 @@ use wasmtime_wasi::runtime::in_tokio;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::airlock::line::connection;
-use crate::limits::{self, Limits, TICK};
+use crate::limits::{self, TICK};
 use crate::sandbox::Sandbox;
 use crate::sandbox::guest_log::GuestLog;
+use crate::sandbox::memory::Memory;
 use crate::sandbox::ticker::Ticks;
 use crate::server::Client;
 
@@ -51,7 +52,7 @@ impl State {
             environment: Arc::clone(&sandbox.environment),
             wasi: None,
             table,
-            memory: Memory::new(&sandbox.limits),
+            memory: Memory::new(&sandbox.limits, &sandbox.memory),
             ticks: sandbox.ticker.ticks(),
             deadline: 0,
         }
@@ -74,46 +75,6 @@ impl State {
 
 fn time(ticks: u64) -> Duration {
     Duration::from_nanos(ticks.saturating_mul(TICK.as_nanos() as u64))
-}
-
-/// Bounds an instance's memories and tables, and remembers that it wanted more: a guest that is
-/// refused memory usually aborts, and its trap does not say why.
-pub(crate) struct Memory {
-    limit_bytes: usize,
-    pub(crate) exhausted: bool,
-}
-
-impl Memory {
-    fn new(limits: &Limits) -> Memory {
-        Memory {
-            limit_bytes: limits.guest_memory_bytes,
-            exhausted: false,
-        }
-    }
-}
-
-impl ResourceLimiter for Memory {
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        let allowed = desired <= self.limit_bytes;
-        self.exhausted |= !allowed;
-        Ok(allowed)
-    }
-
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        Ok(desired <= limits::GUEST_TABLE_ELEMENTS)
-    }
-
-    fn instances(&self) -> usize {
-        limits::GUEST_CORE_INSTANCES as usize
-    }
-
-    fn tables(&self) -> usize {
-        limits::GUEST_TABLES as usize
-    }
-
-    fn memories(&self) -> usize {
-        limits::GUEST_MEMORIES as usize
-    }
 }
 
 /// Links everything of WASI 0.2, with waiting replaced by waiting for a bounded time.

@@ -14,6 +14,7 @@ mod bindings;
 
 use std::hint::black_box;
 use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, net, process, thread};
 
@@ -21,7 +22,7 @@ use bindings::airlock::line::connection;
 use bindings::exports::airlock::line::handler::{Guest, Outcome};
 
 /// Kept from one line to the next; another connection must never see it.
-static SECRET: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
+static SECRET: Mutex<String> = Mutex::new(String::new());
 
 struct Hostile;
 
@@ -62,6 +63,13 @@ fn perform(attack: &str) -> String {
         "sleep" => {
             thread::sleep(Duration::from_secs(3600));
             "slept".to_owned()
+        }
+        "poll" => {
+            // Two sleeps at once, where the standard library has only one.
+            thread::sleep(Duration::from_millis(1));
+            loop {
+                thread::sleep(Duration::from_millis(5));
+            }
         }
         "stdin" => {
             let mut text = String::new();
@@ -111,15 +119,51 @@ fn perform(attack: &str) -> String {
             net::ToSocketAddrs::to_socket_addrs("localhost:80").map(drop),
         ]),
         "environment" => format!("{:?} {:?}", env::vars().collect::<Vec<_>>(), env::args()),
-        _ => match (attack.strip_prefix("keep "), SECRET.lock()) {
-            (Some(secret), Ok(mut kept)) => {
-                *kept = secret.to_owned();
+        "tell" => format!("secret: {}", kept()),
+        "search" => format!("found {}", search()),
+        _ => match attack.strip_prefix("keep ").map(str::parse) {
+            Some(Ok::<usize, _>(count)) => {
+                let pattern = (0..PATTERN_BYTES).map(pattern).map(char::from);
+                *kept() = pattern.cycle().take(count).collect();
                 "kept".to_owned()
             }
-            (None, Ok(kept)) if attack == "tell" => format!("secret: {kept}"),
             _ => format!("unknown: {attack}"),
         },
     }
+}
+
+fn kept() -> MutexGuard<'static, String> {
+    SECRET.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const PATTERN_BYTES: usize = 16;
+
+/// A byte of a pattern that stands nowhere in the component: it is computed.
+fn pattern(n: usize) -> u8 {
+    b'a' + black_box(n * 7 % 26) as u8
+}
+
+/// How often the pattern stands in all of this instance's memory, and in what it can still get.
+#[cfg(target_family = "wasm")]
+#[expect(unsafe_code, reason = "it looks where no reference leads")]
+fn search() -> usize {
+    use core::arch::wasm32::{memory_grow, memory_size};
+    const PAGE_BYTES: usize = 65536;
+
+    memory_grow::<0>(256);
+    let (start, end) = (1024, memory_size::<0>() * PAGE_BYTES);
+    // SAFETY: all of linear memory can be read, and nothing writes to it meanwhile.
+    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
+    let found = bytes.windows(PATTERN_BYTES).filter(|window| {
+        let mut bytes = window.iter().enumerate();
+        bytes.all(|(n, &byte)| byte == pattern(n))
+    });
+    found.count()
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn search() -> usize {
+    0
 }
 
 #[expect(unconditional_recursion, reason = "that is the attack")]

@@ -1,0 +1,105 @@
+//! Bounds the memory of guests: of each instance, and of all together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use wasmtime::{ResourceLimiter, Result};
+
+use crate::limits::{self, Limits};
+
+/// What all instances of a server may still take.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes_left: AtomicU64,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Arc<Budget> {
+        Arc::new(Budget {
+            bytes_left: AtomicU64::new(bytes),
+        })
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let take = |left: u64| left.checked_sub(bytes);
+        self.bytes_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.bytes_left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The memory of one instance. It remembers that the instance was refused some: a guest usually
+/// aborts then, and its trap does not say why.
+pub(crate) struct Memory {
+    limit_bytes: usize,
+    held_bytes: u64,
+    budget: Arc<Budget>,
+    pub(crate) refused: Option<Refused>,
+}
+
+/// Which limit an instance has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// That of one instance.
+    #[error("it wanted more memory than its {limit_bytes} bytes (--guest-memory)")]
+    Own {
+        /// `--guest-memory`.
+        limit_bytes: usize,
+    },
+    /// That of all instances.
+    #[error("all guests together hold as much memory as they may (--total-guest-memory)")]
+    Total,
+}
+
+impl Memory {
+    pub(super) fn new(limits: &Limits, budget: &Arc<Budget>) -> Memory {
+        Memory {
+            limit_bytes: limits.guest_memory_bytes,
+            held_bytes: 0,
+            budget: Arc::clone(budget),
+            refused: None,
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.budget.give_back(self.held_bytes);
+    }
+}
+
+impl ResourceLimiter for Memory {
+    fn memory_growing(&mut self, now: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        let limit_bytes = self.limit_bytes;
+        let more = desired.saturating_sub(now) as u64;
+        if desired > limit_bytes {
+            self.refused = Some(Refused::Own { limit_bytes });
+        } else if !self.budget.take(more) {
+            self.refused = Some(Refused::Total);
+        } else {
+            self.held_bytes += more;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        Ok(desired <= limits::GUEST_TABLE_ELEMENTS)
+    }
+
+    fn instances(&self) -> usize {
+        limits::GUEST_CORE_INSTANCES as usize
+    }
+
+    fn tables(&self) -> usize {
+        limits::GUEST_TABLES as usize
+    }
+
+    fn memories(&self) -> usize {
+        limits::GUEST_MEMORIES as usize
+    }
+}

@@ -1,0 +1,53 @@
+//! However the bytes are cut, the messages are the same; and no more is stored than the limits say.
+
+#![no_main]
+
+use airlock_fuzz::framing::{Ending, Framing, Reader, Refusal};
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Debug, Arbitrary)]
+struct Input {
+    max_line_bytes: u8,
+    pieces: Vec<Vec<u8>>,
+}
+
+type Message = (Result<String, Refusal>, Ending);
+
+fn messages<'a>(
+    framing: Framing,
+    max_line_bytes: usize,
+    pieces: impl Iterator<Item = &'a [u8]>,
+) -> Vec<Message> {
+    let mut reader = Reader::new(framing, max_line_bytes);
+    let mut found = Vec::new();
+    let mut take = |reader: &mut Reader| {
+        while let Some(message) = reader.next_message() {
+            found.push((message.text.map(str::to_owned), message.ending));
+        }
+    };
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            reader.fill(&mut piece).expect("slices have no errors");
+            take(&mut reader);
+            // A line, and a carriage return that may be half of its ending.
+            assert!(reader.pending_bytes() <= max_line_bytes + 1);
+        }
+    }
+    reader.fill(&mut [].as_slice()).expect("slices have no errors");
+    take(&mut reader);
+    found
+}
+
+fuzz_target!(|input: Input| {
+    let limit = usize::from(input.max_line_bytes);
+    let pieces = || input.pieces.iter().map(Vec::as_slice);
+    let whole = input.pieces.concat();
+    let expected = messages(Framing::Lines, limit, [whole.as_slice()].into_iter());
+    assert_eq!(messages(Framing::Lines, limit, pieces()), expected);
+    assert_eq!(messages(Framing::Auto, limit, pieces()), expected);
+    for (text, _) in &expected {
+        assert!(text.as_ref().map_or(0, String::len) <= limit);
+    }
+    messages(Framing::Chunks, limit, pieces());
+});

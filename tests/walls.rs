@@ -1,0 +1,23 @@
+//! Walls that hold: hostile guests and hostile clients against the real server.
+//!
+//! SECURITY.md says which promise each of these tests keeps.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stderr,
+    reason = "the harness shows it when a test fails"
+)]
+
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod support;
+
+#[path = "walls/clients.rs"]
+mod clients;
+#[path = "walls/faults.rs"]
+mod faults;
+#[path = "walls/guests.rs"]
+mod guests;
+#[path = "walls/hand_made.rs"]
+mod hand_made;
+#[path = "walls/process.rs"]
+mod process;

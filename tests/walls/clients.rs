@@ -1,0 +1,257 @@
+//! Clients that mean harm.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::support::{Client, PATIENCE, Server, eventually, installed};
+
+/// Room for the noise of an allocator, far below what an unbounded buffer would take here.
+const BOUND_KIB: u64 = 8 * 1024;
+
+fn reset(client: Client) {
+    SockRef::from(&client.stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+#[test]
+fn a_reset_in_any_state_ends_its_own_connection() {
+    let server = Server::start(&["--env=DELAY_MS=50"]);
+    type Prepare = fn(&mut Client);
+    let states: [Prepare; 6] = [
+        |_| {},
+        |client| assert_eq!(client.hear(), "Welcome!\n"),
+        |client| client.send("half a li"),
+        |client| client.send("called\n"),
+        |client| client.send("line\n".repeat(10_000)),
+        |client| {
+            client.send("last\n");
+            client.finish();
+        },
+    ];
+    for (number, prepare) in states.iter().enumerate() {
+        let mut client = server.connect();
+        prepare(&mut client);
+        reset(client);
+        let connection = format!("connection={} ", number + 1);
+        server.logged(&["closed", &connection]);
+    }
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+}
+
+#[test]
+fn five_thousand_connects_and_resets_leave_nothing_behind() {
+    let server = Server::start(&["-q"]);
+    drop(server.greeted());
+    let descriptors = server.descriptors();
+    for _ in 0..5000 {
+        reset(server.connect());
+    }
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+    eventually("descriptors are closed", || {
+        server.descriptors() <= descriptors
+    });
+}
+
+#[test]
+fn a_flood_over_the_cap_is_turned_away_and_the_connected_are_served() {
+    let server = Server::start(&["--max-connections=10", "-q"]);
+    let mut members: Vec<_> = (0..10).map(|_| server.greeted()).collect();
+    for n in 0..2000 {
+        assert_eq!(server.connect().rest(), "error: too many connections\n");
+        let member = &mut members[n % 10];
+        assert_eq!(member.ask("Ada"), "Hello, Ada!");
+    }
+}
+
+#[test]
+fn one_address_has_no_more_than_its_share() {
+    let server = Server::start(&["--max-connections-per-ip=2"]);
+    let from = |last: u8| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let source = SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0));
+        socket.bind(&source.into()).unwrap();
+        socket.connect(&server.address.into()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = [0; 9];
+        stream.read_exact(&mut answer).unwrap();
+        (stream, answer)
+    };
+    let first = from(2);
+    let second = from(2);
+    assert_eq!([first.1, second.1], [*b"Welcome!\n"; 2]);
+    assert_eq!(&from(2).1, b"error: to");
+    assert_eq!(&from(3).1, b"Welcome!\n");
+    server.logged(&[
+        "refusing connections",
+        "127.0.0.2",
+        "--max-connections-per-ip",
+    ]);
+    drop(first);
+    eventually("there is room again", || &from(2).1 == b"Welcome!\n");
+}
+
+#[test]
+fn a_million_newlines_in_one_write_are_a_million_lines() {
+    const LINES: usize = 1_000_000;
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    let mut sender = client.stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || sender.write_all(&vec![b'\n'; LINES]).unwrap());
+        let mut replies = vec![0; LINES * "Hello, !\n".len()];
+        client.read_exact(&mut replies);
+        assert!(replies.chunks(9).all(|reply| reply == b"Hello, !\n"));
+    });
+    assert_eq!(client.ask("Ada"), "Hello, Ada!");
+}
+
+#[test]
+fn a_line_of_a_gibibyte_is_refused_and_never_stored() {
+    let server = Server::start(&[]);
+    let mut client = server.greeted();
+    let before_kib = server.resident_kib();
+    let block = vec![b'x'; 1 << 20];
+    for _ in 0..1024 {
+        client.send(&block);
+    }
+    let after_kib = server.resident_kib();
+    assert!(
+        after_kib < before_kib + BOUND_KIB,
+        "{before_kib} KiB became {after_kib} KiB"
+    );
+    client.send("\nAda\n");
+    assert_eq!(client.hear(), "error: line is longer than 65536 bytes\n");
+    assert_eq!(client.hear(), "Hello, Ada!\n");
+}
+
+#[test]
+fn reading_stops_while_a_client_does_not_read_and_memory_stays_bounded() {
+    let server = Server::start(&["--write-timeout=5s"]);
+    let mut client = server.greeted();
+    let before_kib = server.resident_kib();
+    let mut sender = client.stream.try_clone().unwrap();
+    let lines = "x".repeat(999) + "\n";
+    let block = lines.repeat(1000);
+    thread::scope(|scope| {
+        // 100 MB, of which the kernels' buffers take a few. The rest is never sent.
+        let sending = scope.spawn(move || {
+            for _ in 0..100 {
+                if sender.write_all(block.as_bytes()).is_err() {
+                    return false;
+                }
+            }
+            true
+        });
+        // Slowly: a reply now and then keeps the connection from being cut.
+        for _ in 0..100 {
+            let reply = client.hear();
+            assert_eq!(reply.len(), "Hello, !\n".len() + 999);
+            thread::sleep(Duration::from_millis(5));
+        }
+        let after_kib = server.resident_kib();
+        assert!(
+            after_kib < before_kib + BOUND_KIB,
+            "{before_kib} KiB became {after_kib} KiB"
+        );
+        assert!(!sending.is_finished());
+        client.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(!sending.join().unwrap());
+    });
+}
+
+#[test]
+fn every_byte_is_taken_for_what_it_is() {
+    let server = Server::start(&["--framing=lines"]);
+    let mut client = server.greeted();
+    for byte in 0..=255_u8 {
+        client.send([byte, b'\n']);
+        let expected = match byte {
+            b'\n' => "Hello, !\n".to_owned(),
+            b'\r' => "Hello, !\r\n".to_owned(),
+            0x80.. => "error: line is not valid UTF-8\n".to_owned(),
+            _ => format!("Hello, {}!\n", char::from(byte)),
+        };
+        assert_eq!(client.hear(), expected, "{byte:#x}");
+        if byte == b'\n' {
+            assert_eq!(client.hear(), expected);
+        }
+    }
+    // A carriage return alone ends nothing.
+    client.send("a\rb\n");
+    assert_eq!(client.hear(), "Hello, a\rb!\n");
+}
+
+/// Lowers the limit of open files under a running server, and raises it again.
+fn limit_descriptors(server: &Server, most: usize) {
+    let status = Command::new("prlimit")
+        .arg(format!("--pid={}", server.id()))
+        .arg(format!("--nofile={most}:"))
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_server_out_of_descriptors_waits_without_spinning_and_recovers() {
+    if !installed("prlimit") {
+        return;
+    }
+    let server = Server::start(&[]);
+    let mut connected = server.greeted();
+    let most = server.descriptors();
+    limit_descriptors(&server, most);
+    // The kernel completes the connection; the server cannot take it.
+    let mut waiting = server.connect();
+    server.logged(&["cannot accept for want of resources"]);
+    let (began, cpu_ticks) = (Instant::now(), server.cpu_ticks());
+    while began.elapsed() < Duration::from_secs(1) {
+        assert_eq!(connected.ask("Ada"), "Hello, Ada!");
+        thread::sleep(Duration::from_millis(10));
+    }
+    // A loop without a pause would have taken about 100.
+    let spent = server.cpu_ticks() - cpu_ticks;
+    assert!(spent < 50, "{spent} clock ticks in a second");
+    limit_descriptors(&server, 1000);
+    assert_eq!(waiting.hear(), "Welcome!\n");
+    assert_eq!(waiting.ask("Ada"), "Hello, Ada!");
+}
+
+/// The figure in the README; `cargo test -p host --release --test walls -- --ignored ten_thousand
+/// --nocapture` makes it.
+#[test]
+#[ignore = "needs 10 000 descriptors, and most of the machine"]
+fn ten_thousand_connections_are_held_and_served() {
+    const MOST: usize = 10_000;
+    airlock::capacity::claim();
+    let server = Server::start(&["-qq"]);
+    let room = airlock::capacity::claim();
+    let count = MOST.min(room.connections);
+    for _ in 0..100 {
+        drop(server.greeted());
+    }
+    let (before_kib, began) = (server.resident_kib(), Instant::now());
+    let mut clients: Vec<_> = (0..count).map(|_| server.greeted()).collect();
+    let (held_kib, connected) = (server.resident_kib(), began.elapsed());
+    let began = Instant::now();
+    for client in &mut clients {
+        client.send("Ada\n");
+    }
+    for client in &mut clients {
+        assert_eq!(client.hear(), "Hello, Ada!\n");
+    }
+    let answered = began.elapsed();
+    eprintln!(
+        "{count} connections (bounded by {}) in {connected:?}; {} KiB resident for each; a line \
+         for each was answered in {answered:?}",
+        room.bound,
+        (held_kib - before_kib) / count as u64
+    );
+    assert!(answered < Duration::from_secs(5));
+    assert!((held_kib - before_kib) / count as u64 <= 64);
+}

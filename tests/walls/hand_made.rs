@@ -1,0 +1,198 @@
+//! Components that no compiler would make.
+
+use std::fs;
+
+use crate::support::{Client, Server};
+
+/// A component of the world in `wit/`, around a core module in WebAssembly's text format. The text
+/// has `greeting` and `handle` and a memory; what they return is the address of a result.
+fn component(functions: &str) -> Vec<u8> {
+    use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+    use wit_parser::Resolve;
+
+    let mut module = wat::parse_str(format!(
+        r#"(module
+            (memory (export "memory") 1)
+            (table $table 1 funcref)
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+            {functions}
+            (export "airlock:line/handler@0.1.0#greeting" (func $greeting))
+            (export "airlock:line/handler@0.1.0#handle-line" (func $handle)))"#
+    ))
+    .unwrap();
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve
+        .push_path(crate::support::root().join("wit"))
+        .unwrap();
+    let world = resolve.select_world(&[package], None).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    let mut encoder = ComponentEncoder::default();
+    encoder.module(&module).unwrap();
+    encoder.encode().unwrap()
+}
+
+/// `none`: memory is zero.
+const NO_GREETING: &str = "(func $greeting (result i32) i32.const 0)";
+
+/// A reply whose text is at `pointer` with `length`, both written at address 64.
+fn replying(pointer: u32, length: u32) -> String {
+    format!(
+        r#"{NO_GREETING}
+        (data (i32.const 16) "\ff\fe\fd")
+        (func $handle (param i32 i32) (result i32)
+            (i32.store (i32.const 68) (i32.const {pointer}))
+            (i32.store (i32.const 72) (i32.const {length}))
+            i32.const 64)"#
+    )
+}
+
+fn returning(address: u32) -> String {
+    format!(
+        "{NO_GREETING}
+        (data (i32.const 256) \"\\07\")
+        (func $handle (param i32 i32) (result i32) i32.const {address})"
+    )
+}
+
+fn doing(code: &str) -> String {
+    format!(
+        "{NO_GREETING}
+        (func $handle (param i32 i32) (result i32) {code} i32.const 0)"
+    )
+}
+
+fn server(component: &[u8], options: &[&str]) -> Server {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.wasm");
+    fs::write(&path, component).unwrap();
+    let guest = format!("--guest={}", path.display());
+    Server::start(&[&["--call-timeout=200ms", &guest], options].concat())
+}
+
+fn assert_fails(component: &[u8], cause: &str) {
+    let server = server(component, &[]);
+    for id in 1..=2 {
+        let mut client = server.connect();
+        client.send("anything\n");
+        assert_eq!(client.rest(), "error: the guest failed\n", "{cause}");
+        server.logged(&["the guest failed", &format!("connection={id} "), cause]);
+    }
+}
+
+#[test]
+fn results_that_are_none_fail_the_guest() {
+    for (functions, cause) in [
+        (replying(16, 3), "invalid utf-8"),
+        (replying(0, 1 << 30), "out of bounds"),
+        (replying(u32::MAX - 4, 100), "out of bounds"),
+        (replying(65_535, 2), "out of bounds"),
+        (returning(65_534), "not aligned"),
+        (returning(65_536), "out of bounds"),
+        (returning(256), "unexpected discriminant"),
+    ] {
+        assert_fails(&component(&functions), cause);
+    }
+}
+
+#[test]
+fn code_that_does_harm_fails_the_guest() {
+    for (code, cause) in [
+        ("unreachable", "unreachable"),
+        ("(loop $l br $l)", "took longer"),
+        (
+            "(drop (i32.div_u (i32.const 1) (i32.const 0)))",
+            "divide by zero",
+        ),
+        ("(drop (i32.load (i32.const 65536)))", "out of bounds"),
+        (
+            "(drop (call $handle (i32.const 0) (i32.const 0)))",
+            "call stack exhausted",
+        ),
+        (
+            "(call_indirect $table (i32.const 0))",
+            "uninitialized element",
+        ),
+        (
+            "(loop $l (drop (memory.grow (i32.const 1))) br $l)",
+            "took longer",
+        ),
+        (
+            "(loop $l (drop (table.grow $table (ref.null func) (i32.const 1))) br $l)",
+            "took longer",
+        ),
+    ] {
+        assert_fails(&component(&doing(code)), cause);
+    }
+}
+
+#[test]
+fn a_guest_that_misbehaves_before_its_first_line_fails() {
+    let quiet = "(func $handle (param i32 i32) (result i32) i32.const 0)";
+    let greetings = "(func $greeting (result i32) (loop $l br $l) i32.const 0)";
+    let traps = "(func $greeting (result i32) unreachable)";
+    let starts = "(func $start (loop $l br $l)) (start $start)";
+    for (functions, cause) in [
+        (format!("{quiet} {greetings}"), "took longer"),
+        (format!("{quiet} {traps}"), "unreachable"),
+        (format!("{quiet} {NO_GREETING} {starts}"), "took longer"),
+    ] {
+        assert_fails(&component(&functions), cause);
+    }
+}
+
+#[test]
+fn a_growing_table_stops_at_its_limit() {
+    let grows = "(drop (table.grow $table (ref.null func) (i32.const 19999)))
+        (if (i32.ne (table.grow $table (ref.null func) (i32.const 1)) (i32.const -1))
+            (then unreachable))";
+    let server = server(&component(&doing(grows)), &[]);
+    let mut client = server.connect();
+    // The reply is the text of length 0 at address 0.
+    assert_eq!(client.ask("grow"), "");
+}
+
+#[test]
+fn all_guests_together_stay_within_their_memory() {
+    let grows = "(if (i32.eq (memory.grow (i32.const 160)) (i32.const -1)) (then unreachable))";
+    let server = server(&component(&doing(grows)), &["--total-guest-memory=25MiB"]);
+    let ask = |client: &mut Client| {
+        client.send("10 MiB\n");
+        client.hear()
+    };
+    let (mut first, mut second) = (server.connect(), server.connect());
+    assert_eq!([ask(&mut first), ask(&mut second)], ["\n", "\n"]);
+    assert_eq!(ask(&mut server.connect()), "error: the guest failed\n");
+    server.logged(&["the guest failed", "--total-guest-memory"]);
+    drop(first);
+    // What an instance held comes back with its end.
+    crate::support::eventually("there is memory again", || {
+        ask(&mut server.connect()) == "\n"
+    });
+}
+
+#[test]
+fn ten_thousand_imports_that_nobody_offers_are_refused_in_one_line() {
+    use std::fmt::Write;
+
+    let mut text = String::from("(component");
+    for n in 0..10_000 {
+        write!(text, "(import \"i{n}\" (func))").unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("asking.wasm");
+    fs::write(&path, wat::parse_str(text + ")").unwrap()).unwrap();
+    let output = crate::support::run(
+        std::process::Command::new(crate::support::AIRLOCK)
+            .arg("--listen=127.0.0.1:0")
+            .arg("--guest")
+            .arg(path),
+        b"",
+    );
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(
+        line.len() < 500 && line.contains("does not offer"),
+        "{line}"
+    );
+}
