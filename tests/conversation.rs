@@ -204,6 +204,9 @@ fn names_of_every_script_are_answered() {
 fn the_guests_settings_come_from_the_command_line() {
     let server = Server::start(&["--env=GREETING=Guten Tag = hallo"]);
     assert_eq!(server.connect().hear(), "Guten Tag = hallo\n");
+    let variables = "\nGREETING=Hi\nDELAY_MS=0\n";
+    let server = Server::start_command(Command::new(AIRLOCK).env("AIRLOCK_ENV", variables));
+    assert_eq!(server.connect().hear(), "Hi\n");
 }
 
 #[test]

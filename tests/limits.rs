@@ -41,8 +41,7 @@ fn a_connection_over_the_cap_is_told_so_and_has_room_later() {
     eventually("there is room again", || {
         server.connect().hear() == "Welcome!\n"
     });
-    server.logged(&["refusing connections", "limit=2"]);
-    server.logged(&["there is room for connections again"]);
+    server.logged(&["refusing connections", "all 2 connections are taken"]);
 }
 
 #[test]
@@ -66,6 +65,21 @@ fn a_line_that_is_not_finished_in_its_time_ends_the_connection() {
     assert_eq!(client.hear(), "error: timed out waiting for a line\n");
     assert!(client.is_gone());
     trickling.join().unwrap();
+}
+
+#[test]
+fn the_time_of_a_refused_line_is_not_counted_against_the_next() {
+    let server = Server::start(&["--line-timeout=1s", "--max-line=10"]);
+    let mut client = server.greeted();
+    client.send("y".repeat(20));
+    assert_eq!(client.hear(), "error: line is longer than 10 bytes\n");
+    client.send("y\n");
+    // The next line begins after the time of the last one has passed.
+    thread::sleep(Duration::from_millis(1200));
+    client.send("A");
+    thread::sleep(Duration::from_millis(100));
+    client.send("da\n");
+    assert_eq!(client.hear(), "Hello, Ada!\n");
 }
 
 #[test]

@@ -17,3 +17,4 @@ mod limits;
 mod log;
 mod readme;
 mod refusals;
+mod security;

@@ -58,6 +58,7 @@ fn values_that_make_no_sense() {
         ("--guest-memory=1KiB", "from 64KiB to 4GiB"),
         ("--max-connections=0", "0 is not in 1.."),
         ("--max-connections=1000000", "more than the"),
+        ("--guest-memory=4GiB", "lower it, or --max-connections"),
         ("--backlog=0", "0 is not in 1.."),
         ("--framing=words", "auto, lines, chunks"),
         ("--env=GREETING", "NAME=VALUE"),
@@ -148,6 +149,18 @@ fn files_that_are_no_component() {
 fn wasmtime_precompiled(component: &[u8]) -> Vec<u8> {
     let engine = wasmtime::Engine::default();
     engine.precompile_component(component).unwrap()
+}
+
+#[test]
+fn a_name_with_a_newline_still_makes_one_line() {
+    let line = refusal(&["--guest", "two\nlines\x1b[31m"]);
+    assert_says(&line, &["two\\nlines\\u{1b}[31m"]);
+}
+
+#[test]
+fn the_guests_environment_is_checked_in_the_servers() {
+    let line = refused(Command::new(AIRLOCK).env("AIRLOCK_ENV", "GREETING=a\nDELAY"));
+    assert_says(&line, &["AIRLOCK_ENV", "`DELAY`", "NAME=VALUE"]);
 }
 
 #[test]

@@ -9,9 +9,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// file and its cache, the timer that WASI sleeps on.
 const SPARE_DESCRIPTORS: u64 = 64;
 
-/// Memory mappings of one connection: the thread's stack and its guard, the alternate signal
-/// stacks of Rust's runtime and of Wasmtime and their guards, and the guest's memory and its rest.
-const MAPPINGS: u64 = 8;
+/// Memory mappings of one connection's thread (measured): its stack and the signal stack of Rust's
+/// runtime, each with its guard.
+const THREAD_MAPPINGS: u64 = 4;
+
+/// Memory mappings of one linear memory: what it has and what it may grow into.
+const MEMORY_MAPPINGS: u64 = 2;
 
 /// Mappings for everything that is not a connection.
 const SPARE_MAPPINGS: u64 = 1024;
@@ -25,10 +28,12 @@ const MOST: u64 = 65_536;
 /// The room for connections, and what bounds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// At most this many connections can be held at once.
+    /// At most this many connections can be held at once, if their guests have one memory each.
     pub connections: usize,
     /// What to raise for more.
     pub bound: &'static str,
+    /// Memory mappings for all connections together.
+    pub mappings: u64,
     /// Half of the memory that this process may use.
     pub guest_memory_bytes: u64,
 }
@@ -39,21 +44,13 @@ pub struct Capacity {
 /// process; that must not be reachable from the network.
 pub fn claim() -> Capacity {
     let files = raise_open_files();
-    let kernel = |name: &str| {
-        fs::read_to_string(format!("/proc/sys/{name}"))
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
-            .unwrap_or(u64::MAX)
-    };
+    let all_mappings = kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS);
     let bounds = [
         (
             files.saturating_sub(SPARE_DESCRIPTORS),
             "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
         ),
-        (
-            kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS) / MAPPINGS,
-            "the sysctl `vm.max_map_count`",
-        ),
+        (all_mappings / mappings(1), "the sysctl `vm.max_map_count`"),
         (
             kernel("kernel/threads-max").saturating_sub(SPARE_THREADS),
             "the sysctl `kernel.threads-max`",
@@ -69,8 +66,9 @@ pub fn claim() -> Capacity {
         .min_by_key(|&(connections, _)| connections)
         .unwrap_or((1, ""));
     Capacity {
-        connections: usize::try_from(connections.max(1)).unwrap_or(1),
+        connections: usize::try_from(connections).unwrap_or(usize::MAX),
         bound,
+        mappings: all_mappings,
         guest_memory_bytes: memory_bytes() / 2,
     }
 }
@@ -93,6 +91,19 @@ fn memory_bytes() -> u64 {
         });
     // Not Linux: enough for a small server.
     machine.unwrap_or(2 << 30).min(group.unwrap_or(u64::MAX))
+}
+
+/// Memory mappings of a connection whose guest has this many linear memories.
+pub fn mappings(memories: u32) -> u64 {
+    THREAD_MAPPINGS + MEMORY_MAPPINGS * u64::from(memories)
+}
+
+/// A limit of the kernel, where there is one.
+fn kernel(name: &str) -> u64 {
+    fs::read_to_string(format!("/proc/sys/{name}"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(u64::MAX)
 }
 
 fn raise_open_files() -> u64 {

@@ -1,5 +1,6 @@
 //! The command line, into finished settings. The only place that reads arguments and environment.
 
+use std::env;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::capacity::Capacity;
 use crate::framing::Framing;
-use crate::limits::Limits;
+use crate::limits::{self, Limits};
 use crate::logging::LogFormat;
 
 /// A TCP server whose logic is a sandboxed WebAssembly component.
@@ -48,11 +49,10 @@ pub struct Serve {
     #[arg(long, env = "AIRLOCK_GUEST", value_name = "FILE.wasm")]
     pub guest: Option<PathBuf>,
 
-    /// An environment variable for the guest; may be given more than once (in AIRLOCK_ENV: one a
-    /// line)
-    #[arg(long = "env", env = "AIRLOCK_ENV", value_name = "NAME=VALUE")]
-    #[arg(value_parser = variable, value_delimiter = '\n')]
-    pub environment: Vec<(String, String)>,
+    /// An environment variable for the guest; may be given more than once [env: AIRLOCK_ENV, one a
+    /// line]
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, String)>,
 
     /// What makes a message: `auto` tells by the first newline
     #[arg(long, env = "AIRLOCK_FRAMING", value_enum, default_value_t = Framing::Auto)]
@@ -129,6 +129,12 @@ impl Serve {
     /// More connections were asked for than there is room for.
     pub fn limits(&self, capacity: Capacity) -> Result<Limits, String> {
         let room = capacity.connections;
+        if room == 0 {
+            return Err(format!(
+                "there is room for no connection: raise {}",
+                capacity.bound
+            ));
+        }
         let connections = self.max_connections.map_or(room, |most| most as usize);
         if connections > room {
             return Err(format!(
@@ -137,8 +143,19 @@ impl Serve {
                 capacity.bound
             ));
         }
+        let memory = bytes(self.guest_memory) as u64;
+        let reserved =
+            memory.saturating_mul(connections as u64 * u64::from(limits::GUEST_MEMORIES));
+        if reserved > limits::ADDRESS_SPACE_BYTES {
+            return Err(format!(
+                "{connections} connections with --guest-memory {} each need more addresses than \
+                 there are: lower it, or --max-connections",
+                self.guest_memory
+            ));
+        }
         Ok(Limits {
             connections,
+            mappings: capacity.mappings,
             connections_per_ip: self
                 .max_connections_per_ip
                 .map_or(connections, |most| most as usize),
@@ -153,6 +170,21 @@ impl Serve {
                 .total_guest_memory
                 .map_or(capacity.guest_memory_bytes, |size| size.as_u64()),
         })
+    }
+
+    /// The guest's environment: of the command line, or else of `AIRLOCK_ENV`.
+    ///
+    /// # Errors
+    /// A line of `AIRLOCK_ENV` sets nothing.
+    pub fn environment(&self) -> Result<Vec<(String, String)>, String> {
+        if !self.variables.is_empty() {
+            return Ok(self.variables.clone());
+        }
+        let text = env::var("AIRLOCK_ENV").unwrap_or_default();
+        let lines = text.lines().filter(|line| !line.is_empty());
+        lines
+            .map(|line| variable(line).map_err(|error| format!("AIRLOCK_ENV: `{line}`: {error}")))
+            .collect()
     }
 
     /// How much to log.
@@ -262,7 +294,7 @@ mod tests {
             .filter(|arg| arg.get_long().is_some())
         {
             let long = option.get_long().unwrap_or_default();
-            if matches!(long, "help" | "version") {
+            if matches!(long, "help" | "version" | "env") {
                 continue;
             }
             let expected = format!("AIRLOCK_{}", long.to_uppercase().replace('-', "_"));
@@ -277,6 +309,7 @@ mod tests {
             connections: 1000,
             bound: "nothing",
             guest_memory_bytes: 1 << 30,
+            mappings: u64::MAX,
         };
         let options = Cli::parse_from(["airlock"]).serve;
         assert_eq!(options.limits(capacity), Ok(Limits::new(1000, 1 << 30)));

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown as Direction, TcpStream};
+use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -11,7 +12,7 @@ use crate::framing::Framing;
 use crate::limits;
 use crate::sandbox::Sandbox;
 use crate::server::Client;
-use crate::session::Session;
+use crate::session::{GuestError, Session};
 use crate::shutdown::Permit;
 
 /// Serves one client to the end, and logs the beginning and the end of it.
@@ -20,7 +21,10 @@ pub(crate) fn serve(permit: &Permit, client: Client, sandbox: &Sandbox, framing:
     tracing::info!(connection = id, peer = %client.peer, "accepted");
     let socket = Socket::new(permit, sandbox.limits.write_time);
     let mut conversation = Conversation::new(socket, framing, &sandbox.limits);
-    let (Ok(end) | Err(end)) = conversation.run(|| Session::start(sandbox, client));
+    // A panic would be a bug of ours. It must not cost the client its answer, or the log its line.
+    let run = || conversation.run(|| Session::start(sandbox, client));
+    let (Ok(end) | Err(end)) = panic::catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or(Err(End::GuestFailed(GuestError::Panic)));
 
     let listening = conversation.say_goodbye(&end);
     let unread = conversation.pending_bytes() > 0;
@@ -57,7 +61,6 @@ struct Socket<'a> {
     stream: &'a TcpStream,
     read_time: Option<Duration>,
     write_time: Duration,
-    write_stalled: Option<Instant>,
 }
 
 impl<'a> Socket<'a> {
@@ -72,7 +75,6 @@ impl<'a> Socket<'a> {
             stream,
             read_time: None,
             write_time,
-            write_stalled: None,
         }
     }
 
@@ -129,17 +131,13 @@ impl Read for Socket<'_> {
 }
 
 impl Write for Socket<'_> {
-    /// The kernel takes a write only in part when it was interrupted, or has waited for its whole
-    /// time. Which of the two only a clock could tell; it starts when that first happens.
+    /// The kernel takes a write only in part when it has waited for its whole time, or when it was
+    /// interrupted, which is no reason to give up.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let started = Instant::now();
         let count = self.stream.write(bytes)?;
-        if count == bytes.len() {
-            self.write_stalled = None;
-        } else {
-            let stalled = *self.write_stalled.get_or_insert_with(Instant::now);
-            if stalled.elapsed() >= self.write_time {
-                return Err(ErrorKind::WouldBlock.into());
-            }
+        if count < bytes.len() && started.elapsed() >= self.write_time {
+            return Err(ErrorKind::WouldBlock.into());
         }
         Ok(count)
     }

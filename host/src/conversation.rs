@@ -81,8 +81,8 @@ pub struct Conversation<'a, P> {
     limits: &'a Limits,
     reader: Reader,
     writer: Writer,
-    /// When the line that is being received began.
-    line_started: Option<Instant>,
+    /// Which line is being received, by [`Reader::lines`], and since when.
+    line_started: Option<(u64, Instant)>,
     /// Messages that were received, including those that were refused.
     pub lines: u64,
     /// Bytes that were received.
@@ -191,7 +191,12 @@ impl<'a, P: Peer> Conversation<'a, P> {
         match waiting {
             Waiting::ForMessage => self.limits.idle_time,
             Waiting::ForRestOfLine | Waiting::ForFraming => {
-                let started = *self.line_started.get_or_insert_with(Instant::now);
+                let line = self.reader.lines();
+                let started = match self.line_started {
+                    Some((same, started)) if same == line => started,
+                    _ => Instant::now(),
+                };
+                self.line_started = Some((line, started));
                 self.limits.line_time.saturating_sub(started.elapsed())
             }
         }
@@ -202,7 +207,6 @@ impl<'a, P: Peer> Conversation<'a, P> {
         let mut last_flush = handler.clock();
         while let Some(message) = self.reader.next_message() {
             self.lines += 1;
-            self.line_started = None;
             let ending = message.ending;
             let outcome = match message.text {
                 Ok(line) => handler.handle_line(line).map_err(End::GuestFailed)?,

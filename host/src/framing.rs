@@ -103,6 +103,8 @@ pub struct Reader {
     scanned: usize,
     end: usize,
     last_read_bytes: usize,
+    /// How many lines have ended.
+    lines: u64,
     /// Inside a line that has been refused.
     discarding: bool,
     ended: bool,
@@ -123,6 +125,7 @@ impl Reader {
             scanned: 0,
             end: 0,
             last_read_bytes: 0,
+            lines: 0,
             discarding: false,
             ended: false,
         }
@@ -154,6 +157,7 @@ impl Reader {
             let line = self.start..self.scanned + newline;
             self.start = line.end + 1;
             self.scanned = self.start;
+            self.lines += 1;
             if self.discarding {
                 self.discarding = false;
                 continue;
@@ -182,6 +186,12 @@ impl Reader {
     /// What a text ends with that answers no message: a greeting, a time-out.
     pub fn ending(&self) -> Ending {
         self.ending
+    }
+
+    /// How many lines have ended, including those that were refused. While it stays the same, what
+    /// is being received is the same line.
+    pub fn lines(&self) -> u64 {
+        self.lines
     }
 
     /// How many bytes have been read that no message was made of.

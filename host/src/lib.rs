@@ -22,6 +22,7 @@ pub mod sandbox;
 pub mod server;
 pub mod session;
 pub mod shutdown;
+mod signal_stack;
 mod threads;
 
 /// The greeter of `guest/`, built by `build.rs`: what `airlock` serves when it is given no other.

@@ -24,10 +24,12 @@ pub struct Limits {
     pub write_time: Duration,
     /// How long one call into the guest may take, asleep or awake.
     pub call_time: Duration,
-    /// Bytes of one linear memory of a guest.
+    /// Bytes of the linear memories of one guest instance.
     pub guest_memory_bytes: usize,
     /// Bytes of the linear memories of all instances together.
     pub total_guest_memory_bytes: u64,
+    /// Memory mappings of all connections together, which the kernel bounds.
+    pub mappings: u64,
 }
 
 impl Limits {
@@ -45,6 +47,7 @@ impl Limits {
             call_time: CALL_TIME,
             guest_memory_bytes: GUEST_MEMORY_BYTES,
             total_guest_memory_bytes,
+            mappings: u64::MAX,
         }
     }
 }
@@ -78,6 +81,9 @@ pub const GUEST_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// about as much; each connection slot that was ever used may hold it.
 pub const GUEST_RESIDENT_BYTES: usize = 64 * 1024;
 
+/// Addresses that the memories of all instances may reserve: half of what a process has.
+pub const ADDRESS_SPACE_BYTES: u64 = 1 << 46;
+
 /// Linear memories of one guest instance. A Python or JavaScript guest has 3 (measured).
 pub const GUEST_MEMORIES: u32 = 4;
 
@@ -93,6 +99,9 @@ pub const GUEST_CORE_INSTANCES: u32 = 64;
 /// Host resources (pollables, streams) that a guest holds at once. A guest has its standard
 /// streams and a timer or two.
 pub const GUEST_RESOURCES: usize = 256;
+
+/// Random bytes that a guest gets in one call.
+pub const RANDOM_BYTES: u64 = 64 * 1024;
 
 /// Bytes of a guest's log line; a longer one is cut.
 pub const LOG_LINE_BYTES: usize = 1024;
@@ -133,6 +142,10 @@ pub const TICK: Duration = Duration::from_millis(10);
 
 /// Replies do not wait for the rest of their batch longer than this, when the guest is slow.
 pub const BATCH_TIME: Duration = Duration::from_millis(100);
+
+/// How long what may recur all the time (refused connections, a lack of descriptors) is only
+/// counted, before it is logged again.
+pub const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

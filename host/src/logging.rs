@@ -20,8 +20,22 @@ pub enum LogFormat {
     Json,
 }
 
-/// Events that wait for a slow reader; more are dropped. About 200 bytes each.
-const QUEUED_EVENTS: usize = 16 * 1024;
+/// Events that wait for a slow reader; more are dropped. Most have 200 bytes; a guest that prints
+/// nothing but control characters can make them 30 times as long.
+const QUEUED_EVENTS: usize = 4 * 1024;
+
+/// Text that can be shown on a terminal and cannot forge a log line.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() && char != '\t' {
+            shown.extend(char.escape_default());
+        } else {
+            shown.push(char);
+        }
+    }
+    shown
+}
 
 /// Starts the log of this process. What is queued is written when the guard is dropped.
 ///
@@ -48,4 +62,14 @@ pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
     // A panic is a bug of ours; it ends its connection only, and is reported like everything else.
     panic::set_hook(Box::new(|panic| tracing::error!("panicked: {panic}")));
     guard
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_sent() {
+        assert_eq!(printable("\x1b[2J\tAda\n\0é"), "\\u{1b}[2J\tAda\\n\\u{0}é");
+    }
 }

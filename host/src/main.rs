@@ -29,12 +29,7 @@ fn main() -> ExitCode {
     drop(log);
     match result {
         Ok(Ended::InTime) => ExitCode::SUCCESS,
-        Ok(Ended::Cut(connections)) => {
-            complain(&format!(
-                "{connections} connections did not end in time and were cut"
-            ));
-            ExitCode::FAILURE
-        }
+        Ok(Ended::Cut(_)) => ExitCode::FAILURE,
         Err(error) => {
             complain(&format!("{error:#}"));
             ExitCode::FAILURE
@@ -51,7 +46,8 @@ fn serve(options: &Serve) -> Result<Ended> {
         Some(path) => read_component(path)
             .with_context(|| format!("cannot read the guest `{}`", path.display()))?,
     };
-    let sandbox = Sandbox::new(&guest, options.environment.clone(), limits).with_context(|| {
+    let environment = options.environment().map_err(|error| anyhow!(error))?;
+    let sandbox = Sandbox::new(&guest, environment, limits).with_context(|| {
         let name = options
             .guest
             .as_deref()
@@ -148,5 +144,5 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn complain(message: &str) {
     // If standard error has gone there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "airlock: {message}");
+    let _ = writeln!(io::stderr(), "airlock: {}", logging::printable(message));
 }

@@ -18,6 +18,7 @@ use wasmtime::{
 };
 
 use crate::bindings::{LineServer, LineServerPre};
+use crate::capacity;
 use crate::limits::{self, Limits};
 use memory::Budget;
 pub use memory::Refused;
@@ -79,7 +80,7 @@ impl Sandbox {
     pub fn new(
         component: &[u8],
         environment: Vec<(String, String)>,
-        limits: Limits,
+        mut limits: Limits,
     ) -> Result<Sandbox, RejectedGuest> {
         match component.get(..8) {
             Some(b"\0asm\x0d\x00\x01\x00") => {}
@@ -89,6 +90,11 @@ impl Sandbox {
         let engine = Engine::new(&config(&limits)).map_err(reason(RejectedGuest::Engine))?;
         let component = Component::from_binary(&engine, component)
             .map_err(|error| why_invalid(component, &limits, &error))?;
+
+        leave_room_for_memories(&component, &mut limits);
+        // Its threads have to start now: when there is no room for them later, every sleep of every
+        // guest would fail for good.
+        wasmtime_wasi::runtime::with_ambient_tokio_runtime(|| ());
 
         let linker = linker(&engine).map_err(reason(RejectedGuest::Engine))?;
         let pre = linker
@@ -138,6 +144,8 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     pool.max_tables_per_component(limits::GUEST_TABLES);
     pool.max_memories_per_module(limits::GUEST_MEMORIES);
     pool.max_tables_per_module(limits::GUEST_TABLES);
+    // Not used, since the WIT is synchronous; a thousand of them would be two thousand mappings.
+    pool.total_stacks(0);
     pool.table_elements(limits::GUEST_TABLE_ELEMENTS);
     pool.max_memory_size(limits.guest_memory_bytes);
     // Of a memory that is given back, the pages that were written are cleared, up to this much,
@@ -164,6 +172,21 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     wasi::add_to_linker(&mut linker)?;
     LineServer::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     Ok(linker)
+}
+
+/// Lowers the cap on connections where a guest has more than the one memory that was reckoned with.
+fn leave_room_for_memories(component: &Component, limits: &mut Limits) {
+    let needed = component.resources_required();
+    let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
+    let room = limits.mappings / capacity::mappings(memories);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    if room < limits.connections {
+        tracing::warn!(
+            "room for {room} connections, since each instance of the guest has {memories} memories \
+             (vm.max_map_count)"
+        );
+        limits.connections = room;
+    }
 }
 
 /// Wasmtime refuses a component with too large a memory in words that name none of our options;

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -60,12 +60,14 @@ pub fn run(
         caps,
         shutdown,
         threads: Threads::new(
+            caps.total,
             limits::THREAD_STACK_BYTES,
             limits::THREAD_IDLE_TIME,
             move |job: Job| connection::serve(&job.permit, job.client, &sandbox, framing),
         ),
         accepted: 0,
-        refused: 0,
+        refused: Recurring::default(),
+        starved: Recurring::default(),
     };
     while !shutdown.is_draining() {
         server.wait(Some(&listener), None)?;
@@ -83,8 +85,32 @@ struct Server<'a> {
     threads: Threads<Job>,
     /// How many connections there have been: the id of the last one.
     accepted: u64,
-    /// How many were turned away since the last one that was not.
-    refused: u64,
+    refused: Recurring,
+    starved: Recurring,
+}
+
+/// Something that may happen thousands of times a second, and is logged at most once in one.
+#[derive(Default)]
+struct Recurring {
+    logged: Option<Instant>,
+    count: u64,
+}
+
+impl Recurring {
+    /// Counts once more. Returns how often it has happened since that was last logged, if it is
+    /// time to log it again.
+    fn again(&mut self) -> Option<u64> {
+        self.count += 1;
+        let now = Instant::now();
+        if self
+            .logged
+            .is_some_and(|logged| now - logged < limits::LOG_PAUSE)
+        {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
 }
 
 struct Job {
@@ -116,7 +142,9 @@ impl Server<'_> {
                         return Err(error);
                     }
                     Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                        tracing::error!("cannot accept for want of resources: {error}");
+                        if let Some(times) = self.starved.again() {
+                            tracing::error!(times, "cannot accept for want of resources: {error}");
+                        }
                         // The connection stays in the kernel's queue, so asking again at once
                         // would spin.
                         self.wait(None, Some(limits::ACCEPT_PAUSE))?;
@@ -142,16 +170,8 @@ impl Server<'_> {
             peer: canonical(peer),
             local: canonical(self.local_address(&stream)),
         };
-        match self.threads.run(Job { permit, client }) {
-            Ok(()) if self.refused == 0 => {}
-            Ok(()) => {
-                tracing::warn!(
-                    refused = self.refused,
-                    "there is room for connections again"
-                );
-                self.refused = 0;
-            }
-            Err(error) => self.refuse(&stream, &format!("no thread: {error}")),
+        if let Err(error) = self.threads.run(Job { permit, client }) {
+            self.refuse(&stream, &format!("no thread: {error}"));
         }
     }
 
@@ -166,10 +186,9 @@ impl Server<'_> {
 
     /// Turns a client away, without a thread, a sandbox, or a wait.
     fn refuse(&mut self, stream: &TcpStream, why: &str) {
-        if self.refused == 0 {
-            tracing::warn!("refusing connections: {why}");
+        if let Some(times) = self.refused.again() {
+            tracing::warn!(times, "refusing connections: {why}");
         }
-        self.refused += 1;
         let mut refusal = Writer::default();
         let ending = Reader::new(self.framing, 0).ending();
         refusal.push("error: too many connections", ending);
@@ -181,6 +200,7 @@ impl Server<'_> {
         match self.shutdown.wait_until_empty(limits::DRAIN_TIME) {
             0 => Ended::InTime,
             left => {
+                tracing::error!("{left} connections did not end in time and are cut");
                 self.shutdown.cut();
                 Ended::Cut(left)
             }

@@ -46,6 +46,9 @@ pub enum GuestError {
     /// It failed after it had been refused memory.
     #[error("{0}")]
     Memory(Refused),
+    /// The shim failed, not the guest.
+    #[error("the shim panicked; the log has the place")]
+    Panic,
     /// Everything else that ends an instance: a trap, or a value that is none of its type.
     #[error("{0}")]
     Trap(String),

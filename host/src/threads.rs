@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::signal_stack::SignalStack;
+
 /// Threads that each do one job at a time.
 pub(crate) struct Threads<J> {
     shared: Arc<Shared<J>>,
@@ -19,21 +21,25 @@ struct Shared<J> {
     work: Box<dyn Fn(J) + Send + Sync>,
     state: Mutex<State<J>>,
     wake: Condvar,
+    most: usize,
     idle_time: Duration,
 }
 
 struct State<J> {
-    /// Jobs that have been given to a waiting thread which has not woken up yet.
+    /// Jobs that no thread has taken yet.
     handed: VecDeque<J>,
-    /// Threads that wait, including those.
+    /// Threads that wait for a job.
     waiting: usize,
+    /// Threads there are.
+    live: usize,
     closed: bool,
 }
 
 impl<J: Send + 'static> Threads<J> {
-    /// No thread yet. Each will do `work` on a stack of `stack_bytes`, and end when it has waited
-    /// for `idle_time`.
+    /// No thread yet, and never more than `most`. Each will do `work` on a stack of `stack_bytes`,
+    /// and end when it has waited for `idle_time`.
     pub(crate) fn new(
+        most: usize,
         stack_bytes: usize,
         idle_time: Duration,
         work: impl Fn(J) + Send + Sync + 'static,
@@ -41,12 +47,14 @@ impl<J: Send + 'static> Threads<J> {
         let state = State {
             handed: VecDeque::new(),
             waiting: 0,
+            live: 0,
             closed: false,
         };
         let shared = Shared {
             work: Box::new(work),
             state: Mutex::new(state),
             wake: Condvar::new(),
+            most,
             idle_time,
         };
         Threads {
@@ -57,28 +65,43 @@ impl<J: Send + 'static> Threads<J> {
 
     /// Gives `job` to a thread that does nothing else until the job is done.
     ///
+    /// A thread whose job has just ended may not wait yet; where there are as many threads as there
+    /// may be, the job is for the first of those.
+    ///
     /// # Errors
     /// The system has no room for another thread. The job is dropped.
     pub(crate) fn run(&self, job: J) -> io::Result<()> {
         {
             let mut state = self.shared.lock();
-            if state.waiting > state.handed.len() {
+            if state.waiting > state.handed.len() || state.live >= self.shared.most {
                 state.handed.push_back(job);
                 self.shared.wake.notify_one();
                 return Ok(());
             }
+            state.live += 1;
         }
-        let shared = Arc::clone(&self.shared);
+        // Counts the thread out again, also when it never starts or panics.
+        let live = Live(Arc::clone(&self.shared));
         thread::Builder::new()
             .name("connection".to_owned())
             .stack_size(self.stack_bytes)
             .spawn(move || {
+                let Live(shared) = &live;
+                let _signal_stack = SignalStack::install();
                 (shared.work)(job);
                 while let Some(job) = shared.next_job() {
                     (shared.work)(job);
                 }
             })?;
         Ok(())
+    }
+}
+
+struct Live<J>(Arc<Shared<J>>);
+
+impl<J> Drop for Live<J> {
+    fn drop(&mut self) {
+        self.0.lock().live -= 1;
     }
 }
 

@@ -8,7 +8,7 @@ use crate::support::{Client, Server, eventually};
 
 /// What the guest is told to do, and what the log must say of it. `tests/guests/hostile` has the
 /// attacks themselves.
-const ATTACKS: [(&str, &str); 14] = [
+const ATTACKS: [(&str, &str); 15] = [
     ("spin", "took longer"),
     ("fill", "took longer"),
     ("calls", "took longer"),
@@ -19,6 +19,7 @@ const ATTACKS: [(&str, &str); 14] = [
     ("recurse", "out of bounds"),
     ("allocate", "more memory than"),
     ("reply", "too much data"),
+    ("random", "exceeds limit"),
     ("panic", "unreachable"),
     ("trap", "unreachable"),
     ("abort", "unreachable"),

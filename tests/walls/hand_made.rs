@@ -141,6 +141,19 @@ fn a_guest_that_misbehaves_before_its_first_line_fails() {
 }
 
 #[test]
+fn several_memories_share_the_limit_of_one_guest() {
+    let grows =
+        "(if (i32.eq (memory.grow $more (i32.const 160)) (i32.const -1)) (then unreachable))";
+    let functions = format!("(memory $more 0) {}", doing(grows));
+    let server = server(&component(&functions), &["--guest-memory=20MiB"]);
+    let mut client = server.connect();
+    assert_eq!(client.ask("10 MiB"), "");
+    client.send("10 MiB more, beside the first page of the other memory\n");
+    assert_eq!(client.rest(), "error: the guest failed\n");
+    server.logged(&["the guest failed", "--guest-memory"]);
+}
+
+#[test]
 fn a_growing_table_stops_at_its_limit() {
     let grows = "(drop (table.grow $table (ref.null func) (i32.const 19999)))
         (if (i32.ne (table.grow $table (ref.null func) (i32.const 1)) (i32.const -1))

@@ -28,16 +28,4 @@ impl Server {
             .unwrap()
             .count()
     }
-
-    /// Processor time in clock ticks of 10 ms: the fields utime and stime of /proc/PID/stat.
-    pub(crate) fn cpu_ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
-        let fields: Vec<_> = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
 }

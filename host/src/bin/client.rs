@@ -28,7 +28,7 @@ struct Cli {
     no_greeting: bool,
 
     /// What to send; without any, the lines of standard input
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = one_line)]
     names: Vec<String>,
 }
 
@@ -41,6 +41,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn one_line(name: &str) -> Result<String, String> {
+    if name.contains(['\n', '\r']) {
+        return Err("a name is one line".to_owned());
+    }
+    Ok(name.to_owned())
 }
 
 fn talk(cli: &Cli) -> Result<()> {

@@ -13,6 +13,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::limits::{LOG_BURST_LINES, LOG_LINE_BYTES, LOG_LINES_PER_SECOND};
+use crate::logging::printable;
 
 /// How much a guest may hand over in one write.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -75,7 +76,8 @@ impl Lines {
         } else {
             self.allowance -= 1.0;
             self.log_dropped();
-            let text = printable(&self.pending);
+            let text = String::from_utf8_lossy(&self.pending);
+            let text = printable(text.trim_end_matches('\r'));
             tracing::info!(target: "guest", connection = self.connection, stream = self.stream, "{text}");
         }
         self.pending.clear();
@@ -103,20 +105,6 @@ impl Drop for Lines {
         }
         self.log_dropped();
     }
-}
-
-/// Text that can be shown on a terminal and cannot forge a log line.
-fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut shown = String::with_capacity(text.len());
-    for char in text.trim_end_matches('\r').chars() {
-        if char.is_control() && char != '\t' {
-            shown.extend(char.escape_default());
-        } else {
-            shown.push(char);
-        }
-    }
-    shown
 }
 
 impl StdoutStream for GuestLog {
@@ -178,14 +166,6 @@ impl AsyncWrite for GuestLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_characters_are_shown_and_not_sent() {
-        assert_eq!(
-            printable(b"\x1b[2J\tAda\xff\x00\r"),
-            "\\u{1b}[2J\tAda\u{fffd}\\u{0}"
-        );
-    }
 
     #[test]
     fn a_line_is_cut_at_its_limit() {

@@ -76,7 +76,7 @@ impl ResourceLimiter for Memory {
     fn memory_growing(&mut self, now: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let limit_bytes = self.limit_bytes;
         let more = desired.saturating_sub(now) as u64;
-        if desired > limit_bytes {
+        if self.held_bytes + more > limit_bytes as u64 {
             self.refused = Some(Refused::Own { limit_bytes });
         } else if !self.budget.take(more) {
             self.refused = Some(Refused::Total);

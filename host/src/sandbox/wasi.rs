@@ -100,6 +100,8 @@ impl WasiView for State {
                 // Every address would be denied, but a socket that nobody uses is a descriptor.
                 .allow_tcp(false)
                 .allow_udp(false)
+                // The host fills them in one go, which no clock of ours interrupts.
+                .max_random_size(limits::RANDOM_BYTES)
                 .build()
         });
         WasiCtxView {

@@ -64,13 +64,10 @@ fn perform(attack: &str) -> String {
             thread::sleep(Duration::from_secs(3600));
             "slept".to_owned()
         }
-        "poll" => {
-            // Two sleeps at once, where the standard library has only one.
-            thread::sleep(Duration::from_millis(1));
-            loop {
-                thread::sleep(Duration::from_millis(5));
-            }
-        }
+        "poll" => loop {
+            thread::sleep(Duration::from_millis(5));
+        },
+        "random" => random(60_000_000),
         "stdin" => {
             let mut text = String::new();
             let read = io::stdin().read_to_string(&mut text);
@@ -130,6 +127,17 @@ fn perform(attack: &str) -> String {
             _ => format!("unknown: {attack}"),
         },
     }
+}
+
+#[cfg(target_family = "wasm")]
+fn random(count: u64) -> String {
+    let bytes = wasip2::random::random::get_random_bytes(count);
+    format!("{} random bytes", bytes.len())
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn random(_: u64) -> String {
+    String::new()
 }
 
 fn kept() -> MutexGuard<'static, String> {
