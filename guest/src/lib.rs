@@ -44,6 +44,10 @@ impl Guest for Greeter {
     }
 }
 
-// The export names mean something to the linker of wasm only.
+/// The export names mean something to the linker of wasm only.
 #[cfg(target_family = "wasm")]
-bindings::export!(Greeter with_types_in bindings);
+#[allow(unsafe_code, reason = "the generated exports are")]
+mod component {
+    super::bindings::export!(Greeter with_types_in super::bindings);
+    use super::Greeter;
+}

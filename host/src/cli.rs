@@ -73,8 +73,8 @@ pub struct Serve {
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
 
-    /// The most connections at once from one address; of IPv6, from one /64 network [default: no
-    /// less than --max-connections]
+    /// The most connections at once from one address; of IPv6, from one /64 network [default: the
+    /// same as --max-connections]
     #[arg(long, env = "AIRLOCK_MAX_CONNECTIONS_PER_IP", value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections_per_ip: Option<u32>,
@@ -144,13 +144,23 @@ impl Serve {
             ));
         }
         let memory = bytes(self.guest_memory) as u64;
+        if self
+            .total_guest_memory
+            .is_some_and(|total| total.as_u64() < memory)
+        {
+            return Err(format!(
+                "--total-guest-memory has to be at least --guest-memory, which is {}",
+                self.guest_memory
+            ));
+        }
         let reserved =
             memory.saturating_mul(connections as u64 * u64::from(limits::GUEST_MEMORIES));
         if reserved > limits::ADDRESS_SPACE_BYTES {
             return Err(format!(
                 "{connections} connections with --guest-memory {} each need more addresses than \
-                 there are: lower it, or --max-connections",
-                self.guest_memory
+                 there are: lower it, or --max-connections to {}",
+                self.guest_memory,
+                limits::ADDRESS_SPACE_BYTES / u64::from(limits::GUEST_MEMORIES) / memory
             ));
         }
         Ok(Limits {

@@ -89,7 +89,8 @@ impl<'a> Socket<'a> {
         if self.stream.shutdown(Direction::Write).is_err() {
             return;
         }
-        let mut sink = [0; 16 * 1024];
+        // On the stack of every connection, so it is small.
+        let mut sink = [0; 2 * 1024];
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
             if time_left.is_zero() || self.set_read_time(time_left).is_err() {

@@ -12,8 +12,9 @@ use clap::ValueEnum;
 /// The most bytes one message has in `chunks` framing: the tutorial's `recv(1024)`.
 pub const CHUNK_BYTES: usize = 1024;
 
-/// A connection starts with a buffer of this size: one page, and enough for a person typing.
-const FIRST_BUFFER_BYTES: usize = 4 * 1024;
+/// A connection starts with a buffer of this size: enough for a person typing, and little for each
+/// of thousands of connections that wait.
+const FIRST_BUFFER_BYTES: usize = 1024;
 
 /// A buffer that one read has filled is doubled, up to this size. More does not pay: a read that
 /// returns this much spreads the cost of its system call over thousands of lines.

@@ -100,6 +100,10 @@ pub const GUEST_CORE_INSTANCES: u32 = 64;
 /// streams and a timer or two.
 pub const GUEST_RESOURCES: usize = 256;
 
+/// Bytes that a guest may hand over in one call of the host however small `--max-reply` is, so that
+/// it can still print.
+pub const LEAST_TRANSFER_BYTES: usize = 64 * 1024;
+
 /// Random bytes that a guest gets in one call.
 pub const RANDOM_BYTES: u64 = 64 * 1024;
 

@@ -38,22 +38,20 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &Serve) -> Result<Ended> {
-    let limits = options
-        .limits(capacity::claim())
-        .map_err(|error| anyhow!(error))?;
+    let capacity = capacity::claim();
+    let limits = options.limits(capacity).map_err(|error| anyhow!(error))?;
     let guest = match &options.guest {
         None => GREETER.to_vec(),
         Some(path) => read_component(path)
             .with_context(|| format!("cannot read the guest `{}`", path.display()))?,
     };
+    tracing::debug!(?capacity, ?limits, "this server's bounds");
     let environment = options.environment().map_err(|error| anyhow!(error))?;
-    let sandbox = Sandbox::new(&guest, environment, limits).with_context(|| {
-        let name = options
-            .guest
-            .as_deref()
-            .unwrap_or(Path::new("the built-in greeter"));
-        format!("cannot serve `{}`", name.display())
-    })?;
+    let sandbox =
+        Sandbox::new(&guest, environment, limits).with_context(|| match &options.guest {
+            None => "cannot serve the built-in greeter".to_owned(),
+            Some(path) => format!("cannot serve `{}`", path.display()),
+        })?;
     drop(guest);
 
     let shutdown = Shutdown::new()?;

@@ -198,7 +198,10 @@ impl Server<'_> {
     fn drain(self) -> Ended {
         tracing::info!("shutting down: waiting for the messages in progress");
         match self.shutdown.wait_until_empty(limits::DRAIN_TIME) {
-            0 => Ended::InTime,
+            0 => {
+                tracing::info!(connections = self.accepted, "stopped");
+                Ended::InTime
+            }
             left => {
                 tracing::error!("{left} connections did not end in time and are cut");
                 self.shutdown.cut();

@@ -11,7 +11,7 @@ use wasmtime_wasi::I32Exit;
 use crate::bindings::LineServer;
 use crate::bindings::exports::airlock::line::handler;
 use crate::conversation::{Handler, Outcome};
-use crate::limits::{LOG_LINE_BYTES, Limits};
+use crate::limits::{self, LOG_LINE_BYTES, Limits};
 use crate::sandbox::{self, CallTimedOut, Refused, Sandbox, State};
 use crate::server::Client;
 
@@ -27,13 +27,13 @@ pub struct Session<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// The call overran its time, awake or asleep.
-    #[error("a call took longer than {}", humantime::format_duration(*.limit))]
+    #[error("a call took longer than {} (--call-timeout)", humantime::format_duration(*.limit))]
     CallTime {
         /// `--call-timeout`.
         limit: Duration,
     },
     /// The reply or greeting was too long.
-    #[error("it answered {bytes} bytes and the limit is {limit_bytes}")]
+    #[error("it answered {bytes} bytes and the limit is {limit_bytes} (--max-reply)")]
     ReplyTooLong {
         /// What it answered.
         bytes: usize,
@@ -63,8 +63,13 @@ impl<'a> Session<'a> {
         let limits = &sandbox.limits;
         let mut store = Store::new(sandbox.pre.engine(), State::new(sandbox, client));
         store.limiter(|state| &mut state.memory);
-        // Bounds what the host allocates to receive a value, before its length is looked at.
-        store.set_hostcall_fuel(limits.reply_bytes.saturating_mul(2));
+        // Bounds what the host allocates to receive a value, before its length is looked at. What a
+        // guest prints is received the same way, 4 KiB at a time.
+        let most_bytes = limits
+            .reply_bytes
+            .saturating_mul(2)
+            .max(limits::LEAST_TRANSFER_BYTES);
+        store.set_hostcall_fuel(most_bytes);
         let call_ticks = sandbox::ticks(limits.call_time);
         start_call(&mut store, call_ticks);
         let instantiated = sandbox.pre.instantiate(&mut store);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::signal_stack::SignalStack;
+use crate::signal_stack::{self, SignalStack};
 
 /// Threads that each do one job at a time.
 pub(crate) struct Threads<J> {
@@ -84,10 +84,11 @@ impl<J: Send + 'static> Threads<J> {
         let live = Live(Arc::clone(&self.shared));
         thread::Builder::new()
             .name("connection".to_owned())
-            .stack_size(self.stack_bytes)
+            .stack_size(self.stack_bytes + signal_stack::BYTES)
             .spawn(move || {
                 let Live(shared) = &live;
-                let _signal_stack = SignalStack::install();
+                // Without it Wasmtime sets one up that costs more.
+                let _signal_stack = SignalStack::install().ok();
                 (shared.work)(job);
                 while let Some(job) = shared.next_job() {
                     (shared.work)(job);

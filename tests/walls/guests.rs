@@ -89,7 +89,9 @@ fn threads_memory_and_descriptors_come_back_after_attacks() {
                 let mut client = server.connect();
                 scope.spawn(move || {
                     client.send(format!("{attack}\n"));
-                    assert_eq!(client.rest(), "ready\nerror: the guest failed\n");
+                    // So many share two cores that even the greeting can take too long.
+                    let answer = client.rest();
+                    assert!(answer.ends_with("error: the guest failed\n"), "{answer}");
                 });
             }
         });

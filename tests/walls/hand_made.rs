@@ -167,7 +167,10 @@ fn a_growing_table_stops_at_its_limit() {
 #[test]
 fn all_guests_together_stay_within_their_memory() {
     let grows = "(if (i32.eq (memory.grow (i32.const 160)) (i32.const -1)) (then unreachable))";
-    let server = server(&component(&doing(grows)), &["--total-guest-memory=25MiB"]);
+    let server = server(
+        &component(&doing(grows)),
+        &["--guest-memory=20MiB", "--total-guest-memory=25MiB"],
+    );
     let ask = |client: &mut Client| {
         client.send("10 MiB\n");
         client.hear()

@@ -2,7 +2,7 @@
 //! it reads on standard input.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +10,7 @@ use clap::Parser;
 
 /// Greets a server with each NAME and prints what it answers, then leaves with `exit`.
 ///
+/// It expects one line for each name, as the greeter answers.
 /// The exit status is 0 when every name was answered.
 #[derive(Debug, Parser)]
 #[command(name = "client", version, max_term_width = 100)]
@@ -65,11 +66,13 @@ fn talk(cli: &Cli) -> Result<()> {
     if cli.names.is_empty() {
         talk_from_stdin(&mut server)?;
     } else {
-        for name in &cli.names {
+        for name in cli.names.iter().take_while(|name| *name != "exit") {
             server.ask(name)?;
         }
     }
     server.send("exit").context("cannot take leave")?;
+    // For a guest that leaves at another word.
+    stream.shutdown(Shutdown::Write)?;
     server.rest()
 }
 

@@ -35,4 +35,8 @@ impl Guest for Counter {
 }
 
 #[cfg(target_family = "wasm")]
-bindings::export!(Counter with_types_in bindings);
+#[allow(unsafe_code, reason = "the generated exports are")]
+mod component {
+    super::bindings::export!(Counter with_types_in super::bindings);
+    use super::Counter;
+}

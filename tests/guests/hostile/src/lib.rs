@@ -187,4 +187,8 @@ fn report(attempts: &[io::Result<()>]) -> String {
 }
 
 #[cfg(target_family = "wasm")]
-bindings::export!(Hostile with_types_in bindings);
+#[allow(unsafe_code, reason = "the generated exports are")]
+mod component {
+    super::bindings::export!(Hostile with_types_in super::bindings);
+    use super::Hostile;
+}
