@@ -119,15 +119,15 @@ impl<'a, P: Peer> Conversation<'a, P> {
         if let Some(text) = handler.greeting().map_err(End::GuestFailed)? {
             self.writer.push(&text, self.reader.ending());
         }
+        self.flush()?;
         loop {
-            self.flush()?;
             let received = self.receive()?;
-            if self.answer(&mut handler)? {
-                self.flush()?;
+            let guest_closed = self.answer(&mut handler)?;
+            self.flush()?;
+            if guest_closed {
                 return Ok(End::GuestClosed);
             }
             if received == 0 {
-                self.flush()?;
                 return Ok(End::ClientClosed);
             }
         }

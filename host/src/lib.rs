@@ -6,9 +6,10 @@
 //! native is the *shim*.
 //!
 //! The modules in the order in which a line passes them: [`server`] accepts, `connection` is one
-//! client's socket, [`conversation`] the loop, [`framing`] makes messages of bytes and bytes of replies, [`session`] asks the guest,
-//! which [`sandbox`] has prepared. At the edges: [`cli`] and [`logging`], [`capacity`] for what the
-//! machine allows, [`limits`] for every bound, [`shutdown`] for the end.
+//! client's socket, [`conversation`] the loop, [`framing`] makes messages of bytes and bytes of
+//! replies, [`session`] asks the guest, which [`sandbox`] has prepared. At the edges: [`cli`] and
+//! [`logging`], [`capacity`] for what the machine allows, [`limits`] for every bound, [`shutdown`]
+//! for the end.
 
 mod bindings;
 pub mod capacity;
