@@ -11,7 +11,7 @@ use airlock::GREETER;
 use airlock::conversation::Handler;
 use airlock::framing::{Framing, Reader};
 use airlock::limits::{LINE_BYTES, Limits};
-use airlock::sandbox::Sandbox;
+use airlock::sandbox::{Compiled, Runtime, Sandbox};
 use airlock::server::Client;
 use airlock::session::Session;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -39,8 +39,9 @@ fn framing(criterion: &mut Criterion) {
 }
 
 fn guest(criterion: &mut Criterion) {
-    let sandbox =
-        Sandbox::new(GREETER, Vec::new(), Limits::new(1000, 1 << 30)).expect("the greeter");
+    let limits = Limits::new(1000, 1 << 30);
+    let runtime = Runtime::new(Vec::new(), limits, Compiled::Cached).expect("an engine");
+    let sandbox = Sandbox::new(&runtime, GREETER).expect("the greeter");
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {
         id: 1,

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
+use crate::canary::Share;
 use crate::capacity::Capacity;
 use crate::framing::Framing;
 use crate::limits::{self, Limits};
@@ -19,12 +20,105 @@ use crate::logging::LogFormat;
 /// Every connection gets a thread and an instance of the guest of its own. Without options the
 /// built-in greeter is served: `Welcome!`, `Hello, NAME!` for every line, and `exit` to leave.
 #[derive(Debug, Parser)]
-#[command(name = "airlock", version, max_term_width = 100)]
+#[command(
+    name = "airlock",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
 #[command(after_help = "Sizes are written like 64KiB, times like 500ms or 5m.")]
 pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// What `airlock` does when no subcommand is named.
     #[command(flatten)]
     pub serve: Serve,
+}
+
+/// What `airlock` does besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say whether a guest would be served, what it needs, and how long it takes to start
+    Check(Check),
+    /// Play conversations to a guest, without a network, and compare what it answers
+    Test(Test),
+    /// Serve, and record every conversation: the same as --record
+    Record(Box<Record>),
+}
+
+/// The options of `airlock check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The component
+    #[arg(value_name = "FILE.wasm")]
+    pub file: PathBuf,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// What the guest may do and take.
+    #[command(flatten)]
+    pub guest: GuestOptions,
+}
+
+/// The options of `airlock test`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "In a conversation `> text` is sent to the guest, `< text` is expected from \
+    it, `<close` is its close, and `#` starts a comment. Guests and servers are the same: what \
+    --record wrote can be played."
+)]
+pub struct Test {
+    /// The component
+    #[arg(value_name = "FILE.wasm")]
+    pub file: PathBuf,
+
+    /// The conversations
+    #[arg(value_name = "SCRIPT", required = true)]
+    pub scripts: Vec<PathBuf>,
+
+    /// What the guest may do and take.
+    #[command(flatten)]
+    pub guest: GuestOptions,
+}
+
+/// The options of `airlock record`.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// The folder for the conversations, one file for each
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    /// Those of the server.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What a guest may do and take, wherever it runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What the guest may do and take")]
+pub struct GuestOptions {
+    /// An environment variable for the guest; may be given more than once [env: AIRLOCK_ENV, one a
+    /// line]
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, String)>,
+
+    /// How long the guest may take for one line, awake or asleep
+    #[arg(long, env = "AIRLOCK_CALL_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value = "5s", value_parser = time)]
+    pub call_timeout: humantime::Duration,
+
+    /// The most memory of one instance of the guest
+    #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
+    #[arg(default_value = "64MiB", value_parser = memory)]
+    pub guest_memory: ByteSize,
+
+    /// The longest reply and greeting
+    #[arg(long, env = "AIRLOCK_MAX_REPLY", value_name = "SIZE")]
+    #[arg(default_value = "1MiB", value_parser = size)]
+    pub max_reply: ByteSize,
 }
 
 /// The options of a server.
@@ -49,11 +143,6 @@ pub struct Serve {
     #[arg(long, env = "AIRLOCK_GUEST", value_name = "FILE.wasm")]
     pub guest: Option<PathBuf>,
 
-    /// An environment variable for the guest; may be given more than once [env: AIRLOCK_ENV, one a
-    /// line]
-    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
-    variables: Vec<(String, String)>,
-
     /// What makes a message: `auto` tells by the first newline
     #[arg(long, env = "AIRLOCK_FRAMING", value_enum, default_value_t = Framing::Auto)]
     pub framing: Framing,
@@ -62,11 +151,6 @@ pub struct Serve {
     #[arg(long, env = "AIRLOCK_MAX_LINE", value_name = "SIZE")]
     #[arg(default_value = "64KiB", value_parser = size)]
     pub max_line: ByteSize,
-
-    /// The longest reply and greeting
-    #[arg(long, env = "AIRLOCK_MAX_REPLY", value_name = "SIZE")]
-    #[arg(default_value = "1MiB", value_parser = size)]
-    pub max_reply: ByteSize,
 
     /// The most connections at once [default: what the limits of this process and machine allow]
     #[arg(long, env = "AIRLOCK_MAX_CONNECTIONS", value_name = "N")]
@@ -94,20 +178,26 @@ pub struct Serve {
     #[arg(default_value = "30s", value_parser = time)]
     pub write_timeout: humantime::Duration,
 
-    /// How long the guest may take for one line, awake or asleep
-    #[arg(long, env = "AIRLOCK_CALL_TIMEOUT", value_name = "TIME")]
-    #[arg(default_value = "5s", value_parser = time)]
-    pub call_timeout: humantime::Duration,
-
-    /// The most memory of one instance of the guest
-    #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
-    #[arg(default_value = "64MiB", value_parser = memory)]
-    pub guest_memory: ByteSize,
-
     /// The most memory of all instances together [default: half of the memory there is]
     #[arg(long, env = "AIRLOCK_TOTAL_GUEST_MEMORY", value_name = "SIZE")]
     #[arg(value_parser = total_memory)]
     pub total_guest_memory: Option<ByteSize>,
+
+    /// What the guest may do and take.
+    #[command(flatten)]
+    pub guest_options: GuestOptions,
+
+    /// How guests are replaced.
+    #[command(flatten)]
+    pub reload: ReloadOptions,
+
+    /// How the server begins and ends.
+    #[command(flatten)]
+    pub lifecycle: LifecycleOptions,
+
+    /// Write every conversation to a file of its own in this folder
+    #[arg(long, env = "AIRLOCK_RECORD", value_name = "DIR")]
+    pub record: Option<PathBuf>,
 
     /// How the log on standard error is written
     #[arg(long, env = "AIRLOCK_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -120,6 +210,43 @@ pub struct Serve {
     /// Log less: -q for warnings and errors, -qq for errors only
     #[arg(short, long, env = "AIRLOCK_QUIET", action = ArgAction::Count)]
     pub quiet: u8,
+}
+
+/// How new versions of the guest are taken.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "New versions of the guest")]
+pub struct ReloadOptions {
+    /// Do not watch the guest's file; SIGHUP still loads it
+    #[arg(long, env = "AIRLOCK_NO_WATCH")]
+    pub no_watch: bool,
+
+    /// Give a new version this share of the new connections first, for this long: 10:5m. If it fails
+    /// more often than the current version, it is rolled back
+    #[arg(long, env = "AIRLOCK_CANARY", value_name = "PERCENT:TIME")]
+    pub canary: Option<Share>,
+
+    /// End the connections of a version that was replaced this long ago [default: they may stay]
+    #[arg(long, env = "AIRLOCK_MAX_GUEST_AGE", value_name = "TIME", value_parser = time)]
+    pub max_guest_age: Option<humantime::Duration>,
+}
+
+/// How the server begins and ends.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Beginning and end")]
+pub struct LifecycleOptions {
+    /// How long a shutdown waits for the messages in progress
+    #[arg(long, env = "AIRLOCK_DRAIN_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value = "10s", value_parser = time)]
+    pub drain_timeout: humantime::Duration,
+
+    /// Take the listener over from the process that waits at this Unix socket, which then ends; and
+    /// wait there for the next
+    #[arg(long, env = "AIRLOCK_TAKEOVER", value_name = "PATH")]
+    pub takeover: Option<PathBuf>,
+
+    /// Share the port with other processes; the kernel gives each a part of the connections
+    #[arg(long, env = "AIRLOCK_REUSE_PORT")]
+    pub reuse_port: bool,
 }
 
 impl Serve {
@@ -143,43 +270,62 @@ impl Serve {
                 capacity.bound
             ));
         }
-        let memory = bytes(self.guest_memory) as u64;
+        let memory = self.guest_options.guest_memory;
         if self
             .total_guest_memory
-            .is_some_and(|total| total.as_u64() < memory)
+            .is_some_and(|total| total.as_u64() < memory.as_u64())
         {
             return Err(format!(
-                "--total-guest-memory has to be at least --guest-memory, which is {}",
-                self.guest_memory
+                "--total-guest-memory has to be at least --guest-memory, which is {memory}"
             ));
         }
-        let reserved =
-            memory.saturating_mul(connections as u64 * u64::from(limits::GUEST_MEMORIES));
+        let memory_bytes = memory.as_u64();
+        let memories = connections as u64 * u64::from(limits::GUEST_MEMORIES);
+        let reserved = memory_bytes.saturating_mul(memories);
         if reserved > limits::ADDRESS_SPACE_BYTES {
             return Err(format!(
-                "{connections} connections with --guest-memory {} each need more addresses than \
-                 there are: lower it, or --max-connections to {}",
-                self.guest_memory,
-                limits::ADDRESS_SPACE_BYTES / u64::from(limits::GUEST_MEMORIES) / memory
+                "{connections} connections with --guest-memory {memory} each need more addresses \
+                 than there are: lower it, or --max-connections to {}",
+                limits::ADDRESS_SPACE_BYTES / u64::from(limits::GUEST_MEMORIES) / memory_bytes
             ));
         }
+        let total_memory = self.total_guest_memory.map(|size| size.as_u64());
+        let total_memory = total_memory.unwrap_or(capacity.guest_memory_bytes);
         Ok(Limits {
-            connections,
             mappings: capacity.mappings,
             connections_per_ip: self
                 .max_connections_per_ip
                 .map_or(connections, |most| most as usize),
             line_bytes: bytes(self.max_line),
-            reply_bytes: bytes(self.max_reply),
             idle_time: self.idle_timeout.into(),
             line_time: self.line_timeout.into(),
             write_time: self.write_timeout.into(),
+            drain_time: self.lifecycle.drain_timeout.into(),
+            ..self.guest_options.limits(connections, total_memory)
+        })
+    }
+
+    /// How much to log.
+    pub fn level(&self) -> LevelFilter {
+        match i16::from(self.verbose) - i16::from(self.quiet) {
+            ..=-2 => LevelFilter::ERROR,
+            -1 => LevelFilter::WARN,
+            0 => LevelFilter::INFO,
+            1 => LevelFilter::DEBUG,
+            2.. => LevelFilter::TRACE,
+        }
+    }
+}
+
+impl GuestOptions {
+    /// The bounds of guests, with the defaults of everything else.
+    pub fn limits(&self, connections: usize, total_memory_bytes: u64) -> Limits {
+        Limits {
+            reply_bytes: bytes(self.max_reply),
             call_time: self.call_timeout.into(),
             guest_memory_bytes: bytes(self.guest_memory),
-            total_guest_memory_bytes: self
-                .total_guest_memory
-                .map_or(capacity.guest_memory_bytes, |size| size.as_u64()),
-        })
+            ..Limits::new(connections, total_memory_bytes)
+        }
     }
 
     /// The guest's environment: of the command line, or else of `AIRLOCK_ENV`.
@@ -195,17 +341,6 @@ impl Serve {
         lines
             .map(|line| variable(line).map_err(|error| format!("AIRLOCK_ENV: `{line}`: {error}")))
             .collect()
-    }
-
-    /// How much to log.
-    pub fn level(&self) -> LevelFilter {
-        match i16::from(self.verbose) - i16::from(self.quiet) {
-            ..=-2 => LevelFilter::ERROR,
-            -1 => LevelFilter::WARN,
-            0 => LevelFilter::INFO,
-            1 => LevelFilter::DEBUG,
-            2.. => LevelFilter::TRACE,
-        }
     }
 }
 

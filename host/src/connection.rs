@@ -8,23 +8,33 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::conversation::{Conversation, End, Peer};
-use crate::framing::Framing;
 use crate::limits;
-use crate::sandbox::Sandbox;
-use crate::server::Client;
+use crate::server::{Client, Service};
 use crate::session::{GuestError, Session};
 use crate::shutdown::Permit;
+use crate::transcript::Recorder;
+use crate::versions::{Place, Version};
 
 /// Serves one client to the end, and logs the beginning and the end of it.
-pub(crate) fn serve(permit: &Permit, client: Client, sandbox: &Sandbox, framing: Framing) {
+pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Service) {
     let id = client.id;
-    tracing::info!(connection = id, peer = %client.peer, "accepted");
-    let socket = Socket::new(permit, sandbox.limits.write_time);
-    let mut conversation = Conversation::new(socket, framing, &sandbox.limits);
+    let version = &*place.version;
+    tracing::info!(connection = id, peer = %client.peer, version = version.number, "accepted");
+    let limits = &service.runtime.limits;
+    let socket = Socket::new(permit, version, limits.write_time);
+    let mut conversation = Conversation::new(socket, service.framing, limits);
+    let start = || Session::start(&version.sandbox, client);
+    let recordings = service.recordings.as_ref();
     // A panic would be a bug of ours. It must not cost the client its answer, or the log its line.
-    let run = || conversation.run(|| Session::start(sandbox, client));
+    let run = || match recordings.and_then(|all| all.begin(client, version)) {
+        None => conversation.run(start),
+        Some(file) => conversation.run(|| Recorder::start(file, start)),
+    };
     let (Ok(end) | Err(end)) = panic::catch_unwind(AssertUnwindSafe(run))
         .unwrap_or(Err(End::GuestFailed(GuestError::Panic)));
+    if matches!(&end, End::GuestFailed(error) if !matches!(error, GuestError::Panic)) {
+        place.fail();
+    }
 
     let listening = conversation.say_goodbye(&end);
     let unread = conversation.pending_bytes() > 0;
@@ -44,13 +54,13 @@ pub(crate) fn serve(permit: &Permit, client: Client, sandbox: &Sandbox, framing:
     } = conversation;
     if let End::GuestFailed(error) = &end {
         tracing::warn!(
-            connection = id, peer = %client.peer, lines, bytes_in, bytes_out, reason = %end, %error,
-            "closed"
+            connection = id, peer = %client.peer, version = version.number, lines, bytes_in, bytes_out,
+            reason = %end, %error, "closed"
         );
     } else {
         tracing::info!(
-            connection = id, peer = %client.peer, lines, bytes_in, bytes_out, reason = %end,
-            "closed"
+            connection = id, peer = %client.peer, version = version.number, lines, bytes_in, bytes_out,
+            reason = %end, "closed"
         );
     }
 }
@@ -58,13 +68,14 @@ pub(crate) fn serve(permit: &Permit, client: Client, sandbox: &Sandbox, framing:
 /// A client's socket, with time limits that cost a system call only when they change.
 struct Socket<'a> {
     permit: &'a Permit,
+    version: &'a Version,
     stream: &'a TcpStream,
     read_time: Option<Duration>,
     write_time: Duration,
 }
 
 impl<'a> Socket<'a> {
-    fn new(permit: &'a Permit, write_time: Duration) -> Socket<'a> {
+    fn new(permit: &'a Permit, version: &'a Version, write_time: Duration) -> Socket<'a> {
         let stream = permit.stream();
         // Replies are already gathered; waiting for more would only delay them. An error here or
         // below shows again at the first read.
@@ -72,6 +83,7 @@ impl<'a> Socket<'a> {
         let _ = stream.set_write_timeout(Some(write_time));
         Socket {
             permit,
+            version,
             stream,
             read_time: None,
             write_time,
@@ -121,7 +133,7 @@ impl Peer for Socket<'_> {
     }
 
     fn is_draining(&self) -> bool {
-        self.permit.is_draining()
+        self.permit.is_draining() || self.version.is_retired()
     }
 }
 

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use crate::framing::{Framing, Reader, Waiting, Writer};
 use crate::limits::{self, Limits};
 
+/// What a client hears when the guest fails, and all it hears about it.
+pub const GUEST_FAILED: &str = "error: the guest failed";
+
 /// The client's end: a socket.
 pub trait Peer: Read + Write {
     /// Reads from now on give up after `time` with [`ErrorKind::WouldBlock`].
@@ -18,7 +21,8 @@ pub trait Peer: Read + Write {
     /// The socket is broken.
     fn set_read_time(&mut self, time: Duration) -> io::Result<()>;
 
-    /// Whether the server has begun to end. Reads then return 0.
+    /// Whether the server has begun to end, or this connection's version of the guest has. Reads then
+    /// return 0.
     fn is_draining(&self) -> bool;
 }
 
@@ -249,7 +253,7 @@ impl<E> End<E> {
     /// What the shim itself has to say about it.
     fn last_word(&self) -> Option<&'static str> {
         match self {
-            End::GuestFailed(_) => Some("error: the guest failed"),
+            End::GuestFailed(_) => Some(GUEST_FAILED),
             End::TimedOut => Some("error: timed out waiting for a line"),
             End::ShuttingDown => Some("error: server is shutting down"),
             End::ClientClosed | End::GuestClosed | End::NotReading | End::Broken(_) => None,

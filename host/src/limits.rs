@@ -30,6 +30,8 @@ pub struct Limits {
     pub total_guest_memory_bytes: u64,
     /// Memory mappings of all connections together, which the kernel bounds.
     pub mappings: u64,
+    /// How long a drain waits for the messages in progress.
+    pub drain_time: Duration,
 }
 
 impl Limits {
@@ -48,6 +50,7 @@ impl Limits {
             guest_memory_bytes: GUEST_MEMORY_BYTES,
             total_guest_memory_bytes,
             mappings: u64::MAX,
+            drain_time: DRAIN_TIME,
         }
     }
 }
@@ -129,6 +132,32 @@ pub const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// How long a drain waits for the messages in progress.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// Stack of the thread that compiles new versions: as much as a process's first thread has, which
+/// compiles the first one. Only the pages that are touched cost memory.
+pub const COMPILE_STACK_BYTES: usize = 8 * 1024 * 1024;
+
+/// How long a guest's file has to stay as it is before it is read: longer than the pauses of
+/// whoever writes it, shorter than anybody waits for.
+pub const GUEST_SETTLE_TIME: Duration = Duration::from_millis(50);
+
+/// How often a guest's file is looked at where nothing announces a change, as on some network file
+/// systems.
+pub const GUEST_LOOK_TIME: Duration = Duration::from_secs(2);
+
+/// Failed sessions of a canary that are enough to roll it back before its time, if they are twice as
+/// frequent as the current version's. Fewer can be chance.
+pub const CANARY_FAILURES: u64 = 10;
+
+/// Bytes of one recorded conversation; the rest of it is not recorded.
+pub const RECORDING_BYTES: u64 = 1024 * 1024;
+
+/// Bytes of all conversations that one process records, each counted as 4 KiB at least. Protects
+/// the disk.
+pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// How long a process that takes the listener over has to answer. Both only exchange a byte.
+pub const TAKEOVER_TIME: Duration = Duration::from_secs(5);
 
 /// Stack for wasm code: Wasmtime's default. A guest that recurses deeper traps.
 pub const GUEST_STACK_BYTES: usize = 512 * 1024;

@@ -1,37 +1,34 @@
 //! Once per guest version: the compiled component, linked to all it may ask for.
 //!
 //! Making one costs milliseconds to seconds (Cranelift compiles the guest); a connection's own
-//! instance of it, a [`Session`](crate::session::Session), costs microseconds.
+//! instance of it, a [`Session`](crate::session::Session), costs microseconds. What all versions
+//! share, Wasmtime's engine above all, is the [`Runtime`].
 
 mod guest_log;
 mod memory;
+mod runtime;
 mod ticker;
 mod wasi;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{
-    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel,
-    PoolingAllocationConfig,
-};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
 
-use crate::bindings::{LineServer, LineServerPre};
-use crate::capacity;
+use crate::bindings::LineServerPre;
 use crate::limits::{self, Limits};
-use memory::Budget;
 pub use memory::Refused;
-pub(crate) use ticker::Ticker;
+pub(crate) use runtime::ticks;
+pub use runtime::{Compiled, Runtime};
 pub(crate) use wasi::{CallTimedOut, State};
 
-/// A guest that is ready to serve: one for all connections.
+/// A guest that is ready to serve: one for all connections of its version.
 pub struct Sandbox {
     pub(crate) pre: LineServerPre<State>,
-    pub(crate) ticker: Ticker,
-    pub(crate) memory: Arc<Budget>,
-    pub(crate) environment: Arc<[(String, String)]>,
-    pub(crate) limits: Limits,
+    pub(crate) runtime: Arc<Runtime>,
+    /// Linear memories of an instance.
+    memories: u32,
 }
 
 /// Why a file cannot be served. Always the guest's fault; said once, before anything listens.
@@ -73,119 +70,63 @@ pub enum RejectedGuest {
 
 impl Sandbox {
     /// Compiles `component` (the binary format, never native code) and links it to all that the
-    /// world in `wit/world.wit` and WASI 0.2 offer. `environment` is all the guest sees of one.
+    /// world in `wit/world.wit` and WASI 0.2 offer.
     ///
     /// # Errors
     /// The component is not one, or not one of this world, or exceeds the limits.
-    pub fn new(
-        component: &[u8],
-        environment: Vec<(String, String)>,
-        mut limits: Limits,
-    ) -> Result<Sandbox, RejectedGuest> {
+    pub fn new(runtime: &Arc<Runtime>, component: &[u8]) -> Result<Sandbox, RejectedGuest> {
         match component.get(..8) {
             Some(b"\0asm\x0d\x00\x01\x00") => {}
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
-        let engine = Engine::new(&config(&limits)).map_err(reason(RejectedGuest::Engine))?;
-        let component = Component::from_binary(&engine, component)
-            .map_err(|error| why_invalid(component, &limits, &error))?;
-
-        leave_room_for_memories(&component, &mut limits);
-        // Its threads have to start now: when there is no room for them later, every sleep of every
-        // guest would fail for good.
-        wasmtime_wasi::runtime::with_ambient_tokio_runtime(|| ());
-
-        let linker = linker(&engine).map_err(reason(RejectedGuest::Engine))?;
-        let pre = linker
+        let component = Component::from_binary(&runtime.engine, component)
+            .map_err(|error| why_invalid(component, &runtime.limits, &error))?;
+        let needed = component.resources_required();
+        let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
+        let pre = runtime
+            .linker
             .instantiate_pre(&component)
             .map_err(reason(RejectedGuest::Imports))?;
         let pre = LineServerPre::new(pre).map_err(reason(RejectedGuest::Exports))?;
         Ok(Sandbox {
-            ticker: Ticker::start(&engine).map_err(|error| {
-                RejectedGuest::Engine(format!("no thread for the clock of calls: {error}"))
-            })?,
             pre,
-            memory: Budget::new(limits.total_guest_memory_bytes),
-            environment: environment.into(),
-            limits,
+            runtime: Arc::clone(runtime),
+            memories,
         })
     }
-}
 
-fn config(limits: &Limits) -> Config {
-    let mut config = Config::new();
-    // The WIT is synchronous; leaving this on costs hundreds of ns a call.
-    config.concurrency_support(false);
-    // Time limits. Fuel would be 2 to 3 times slower.
-    config.epoch_interruption(true);
-    config.max_wasm_stack(limits::GUEST_STACK_BYTES);
-    config.memory_reservation(limits.guest_memory_bytes as u64);
-    config.memory_may_move(false);
-    // Fewer mappings for each connection, and faster than mapping the image anew.
-    config.memory_init_cow(false);
-    config.cranelift_opt_level(OptLevel::Speed);
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
-    config.cache(cache());
-    config
-}
+    /// Lowers the cap on connections where a guest has more than the one memory that was reckoned
+    /// with. To be called before the first connection of this version.
+    pub(crate) fn claim_room(&self) {
+        self.runtime.leave_room_for(self.memories);
+    }
 
-/// Room for every connection's instance, so that none can be refused for lack of it. The totals
-/// reserve address space only.
-fn pool(limits: &Limits) -> PoolingAllocationConfig {
-    let connections = u32::try_from(limits.connections).unwrap_or(u32::MAX);
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(connections);
-    pool.total_core_instances(connections.saturating_mul(limits::GUEST_CORE_INSTANCES));
-    pool.total_memories(connections.saturating_mul(limits::GUEST_MEMORIES));
-    pool.total_tables(connections.saturating_mul(limits::GUEST_TABLES));
-    pool.max_core_instances_per_component(limits::GUEST_CORE_INSTANCES);
-    pool.max_memories_per_component(limits::GUEST_MEMORIES);
-    pool.max_tables_per_component(limits::GUEST_TABLES);
-    pool.max_memories_per_module(limits::GUEST_MEMORIES);
-    pool.max_tables_per_module(limits::GUEST_TABLES);
-    // Not used, since the WIT is synchronous; a thousand of them would be two thousand mappings.
-    pool.total_stacks(0);
-    pool.table_elements(limits::GUEST_TABLE_ELEMENTS);
-    pool.max_memory_size(limits.guest_memory_bytes);
-    // Of a memory that is given back, the pages that were written are cleared, up to this much,
-    // and the rest is unmapped. The next connection then starts without page faults: 12 µs for an
-    // instance, its greeting and a reply instead of 28 µs. More would let guests that once touched
-    // much keep it. The scan for written pages needs Linux 6.7; before that the memory's first
-    // bytes are cleared whether written or not.
-    pool.pagemap_scan(Enabled::Auto);
-    pool.linear_memory_keep_resident(limits::GUEST_RESIDENT_BYTES);
-    pool.table_keep_resident(4 * 1024);
-    pool
-}
+    /// The names of what it imports.
+    pub fn imports(&self) -> Vec<String> {
+        let (engine, component) = (&self.runtime.engine, self.pre.instance_pre().component());
+        let component = component.component_type();
+        component
+            .imports(engine)
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    }
 
-/// Wasmtime's cache of compiled guests, in the user's cache directory. A server that has no such
-/// directory compiles at every start.
-fn cache() -> Option<Cache> {
-    Cache::new(CacheConfig::new())
-        .inspect_err(|error| tracing::debug!("no cache of compiled guests: {error:#}"))
-        .ok()
-}
-
-fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
-    let mut linker = Linker::new(engine);
-    wasi::add_to_linker(&mut linker)?;
-    LineServer::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
-    Ok(linker)
-}
-
-/// Lowers the cap on connections where a guest has more than the one memory that was reckoned with.
-fn leave_room_for_memories(component: &Component, limits: &mut Limits) {
-    let needed = component.resources_required();
-    let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
-    let room = limits.mappings / capacity::mappings(memories);
-    let room = usize::try_from(room).unwrap_or(usize::MAX);
-    if room < limits.connections {
-        tracing::warn!(
-            "room for {room} connections, since each instance of the guest has {memories} memories \
-             (vm.max_map_count)"
-        );
-        limits.connections = room;
+    /// The names of what it exports, of interfaces with their functions.
+    pub fn exports(&self) -> Vec<String> {
+        let (engine, component) = (&self.runtime.engine, self.pre.instance_pre().component());
+        let component = component.component_type();
+        let mut names = Vec::new();
+        for (name, item) in component.exports(engine) {
+            match item.ty {
+                ComponentItem::ComponentInstance(interface) => {
+                    let functions = interface.exports(engine);
+                    names.extend(functions.map(|(function, _)| format!("{name}#{function}")));
+                }
+                _ => names.push(name.to_owned()),
+            }
+        }
+        names
     }
 }
 
@@ -218,13 +159,4 @@ pub(crate) fn one_line(error: &wasmtime::Error) -> String {
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// How many ticks a call may last so that it is never cut short: rounded up, and one more because
-/// the first tick may come at once.
-pub(crate) fn ticks(time: Duration) -> u64 {
-    let ticks = time.as_nanos().div_ceil(limits::TICK.as_nanos());
-    u64::try_from(ticks)
-        .unwrap_or(u64::MAX / 2)
-        .saturating_add(1)
 }

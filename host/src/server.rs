@@ -11,9 +11,13 @@ use rustix::io::Errno;
 use crate::connection;
 use crate::framing::{Framing, Reader, Writer};
 use crate::limits;
-use crate::sandbox::Sandbox;
+use crate::recording::Recordings;
+use crate::sandbox::Runtime;
 use crate::shutdown::{Caps, Permit, Shutdown};
+use crate::supervisor;
+use crate::takeover::Door;
 use crate::threads::Threads;
+use crate::versions::{Place, Versions};
 
 /// What tells one connection from another.
 #[derive(Debug, Clone, Copy)]
@@ -35,52 +39,70 @@ pub enum Ended {
     Cut(usize),
 }
 
-/// Serves `sandbox` on `listener` until `shutdown` begins, then drains.
+/// What is served, and how.
+pub struct Service {
+    /// What all versions of the guest share.
+    pub runtime: Arc<Runtime>,
+    /// The versions of the guest.
+    pub versions: Arc<Versions>,
+    /// What makes a message.
+    pub framing: Framing,
+    /// Where conversations are recorded, if they are.
+    pub recordings: Option<Recordings>,
+    /// How often the service manager has to hear that this server is alive, if at all.
+    pub watchdog_pause: Option<Duration>,
+}
+
+/// Serves on `listener` until `shutdown` begins, then drains. The next process may come through
+/// `door` until then.
 ///
 /// # Errors
 /// The listener is broken. No fault of a client, of the guest or of the network ends the server,
 /// and neither does a lack of descriptors.
 pub fn run(
     listener: TcpListener,
-    sandbox: Sandbox,
-    framing: Framing,
+    door: Option<Door>,
+    service: Service,
     shutdown: &Shutdown,
 ) -> io::Result<Ended> {
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    tracing::info!(%address, "waiting for connections");
-    let caps = Caps {
-        total: sandbox.limits.connections,
-        per_ip: sandbox.limits.connections_per_ip,
-    };
-    let sandbox = Arc::new(sandbox);
+    let version = service.versions.current();
+    tracing::info!(%address, version = version.number, sha256 = %version.digest, "waiting for connections");
+    drop(version);
+    let connections = service.runtime.limits.connections;
+    let service = Arc::new(service);
     let mut server = Server {
         address,
-        framing,
-        caps,
         shutdown,
         threads: Threads::new(
-            caps.total,
+            connections,
             limits::THREAD_STACK_BYTES,
             limits::THREAD_IDLE_TIME,
-            move |job: Job| connection::serve(&job.permit, job.client, &sandbox, framing),
+            {
+                let service = Arc::clone(&service);
+                move |job: Job| connection::serve(&job.permit, &job.place, job.client, &service)
+            },
         ),
+        service,
         accepted: 0,
         refused: Recurring::default(),
         starved: Recurring::default(),
     };
-    while !shutdown.is_draining() {
-        server.wait(Some(&listener), None)?;
+    supervisor::ready();
+    while shutdown.is_accepting() {
+        server.wait(Some(&listener), server.service.watchdog_pause)?;
         server.accept_all(&listener)?;
     }
+    // It has the listener too.
+    drop(door);
     drop(listener);
-    Ok(server.drain())
+    Ok(server.end())
 }
 
 struct Server<'a> {
     address: SocketAddr,
-    framing: Framing,
-    caps: Caps,
+    service: Arc<Service>,
     shutdown: &'a Shutdown,
     threads: Threads<Job>,
     /// How many connections there have been: the id of the last one.
@@ -115,17 +137,27 @@ impl Recurring {
 
 struct Job {
     permit: Permit,
+    place: Place,
     client: Client,
 }
 
 impl Server<'_> {
     /// Waits for a connection, the shutdown, or the end of `time`.
     fn wait(&self, listener: Option<&TcpListener>, time: Option<Duration>) -> io::Result<()> {
+        if self.service.watchdog_pause.is_some() {
+            supervisor::alive();
+        }
         let wake = self.shutdown.wake();
-        let mut fds = vec![PollFd::new(&wake, PollFlags::IN)];
-        fds.extend(listener.map(|listener| PollFd::new(listener, PollFlags::IN)));
+        let wake = PollFd::new(&wake, PollFlags::IN);
         let time = time.and_then(|time| Timespec::try_from(time).ok());
-        match poll(&mut fds, time.as_ref()) {
+        let result = match listener {
+            Some(listener) => poll(
+                &mut [wake, PollFd::new(listener, PollFlags::IN)],
+                time.as_ref(),
+            ),
+            None => poll(&mut [wake], time.as_ref()),
+        };
+        match result {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -133,7 +165,7 @@ impl Server<'_> {
 
     /// Accepts until nobody waits.
     fn accept_all(&mut self, listener: &TcpListener) -> io::Result<()> {
-        while !self.shutdown.is_draining() {
+        while self.shutdown.is_accepting() {
             match listener.accept() {
                 Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) => match Errno::from_io_error(&error) {
@@ -160,7 +192,15 @@ impl Server<'_> {
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         let stream = Arc::new(stream);
         let id = self.accepted + 1;
-        let permit = match self.shutdown.admit(id, &stream, peer.ip(), self.caps) {
+        let runtime = &self.service.runtime;
+        let caps = Caps {
+            total: runtime.connections(),
+            per_ip: runtime.limits.connections_per_ip,
+        };
+        let place = self.service.versions.place();
+        let version = place.version.number;
+        let admitted = self.shutdown.admit(id, &stream, peer.ip(), version, caps);
+        let permit = match admitted {
             Ok(permit) => permit,
             Err(full) => return self.refuse(&stream, &full.to_string()),
         };
@@ -170,7 +210,11 @@ impl Server<'_> {
             peer: canonical(peer),
             local: canonical(self.local_address(&stream)),
         };
-        if let Err(error) = self.threads.run(Job { permit, client }) {
+        if let Err(error) = self.threads.run(Job {
+            permit,
+            place,
+            client,
+        }) {
             self.refuse(&stream, &format!("no thread: {error}"));
         }
     }
@@ -190,14 +234,22 @@ impl Server<'_> {
             tracing::warn!(times, "refusing connections: {why}");
         }
         let mut refusal = Writer::default();
-        let ending = Reader::new(self.framing, 0).ending();
+        let ending = Reader::new(self.service.framing, 0).ending();
         refusal.push("error: too many connections", ending);
         let _ = turn_away(stream, &mut refusal);
     }
 
-    fn drain(self) -> Ended {
+    fn end(self) -> Ended {
+        let time = self.service.runtime.limits.drain_time;
+        if !self.shutdown.is_draining() {
+            // Another process accepts, so there is no hurry: short conversations end by themselves.
+            tracing::info!("handed over: letting the open connections finish");
+            self.wait_until_empty(time);
+        }
         tracing::info!("shutting down: waiting for the messages in progress");
-        match self.shutdown.wait_until_empty(limits::DRAIN_TIME) {
+        supervisor::stopping();
+        self.shutdown.drain();
+        match self.wait_until_empty(time) {
             0 => {
                 tracing::info!(connections = self.accepted, "stopped");
                 Ended::InTime
@@ -206,6 +258,22 @@ impl Server<'_> {
                 tracing::error!("{left} connections did not end in time and are cut");
                 self.shutdown.cut();
                 Ended::Cut(left)
+            }
+        }
+    }
+
+    /// Waits until every connection has closed, and returns how many have not after `time`.
+    fn wait_until_empty(&self, time: Duration) -> usize {
+        let deadline = Instant::now() + time;
+        loop {
+            let time_left = deadline.saturating_duration_since(Instant::now());
+            let pause = self.service.watchdog_pause.unwrap_or(time_left);
+            let left = self.shutdown.wait_until_empty(pause.min(time_left));
+            if left == 0 || time_left.is_zero() {
+                return left;
+            }
+            if self.service.watchdog_pause.is_some() {
+                supervisor::alive();
             }
         }
     }

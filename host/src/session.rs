@@ -60,7 +60,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The guest failed while it was initialised.
     pub fn start(sandbox: &'a Sandbox, client: Client) -> Result<Session<'a>, GuestError> {
-        let limits = &sandbox.limits;
+        let limits = &sandbox.runtime.limits;
         let mut store = Store::new(sandbox.pre.engine(), State::new(sandbox, client));
         store.limiter(|state| &mut state.memory);
         // Bounds what the host allocates to receive a value, before its length is looked at. What a
@@ -80,6 +80,11 @@ impl<'a> Session<'a> {
             call_ticks,
             limits,
         })
+    }
+
+    /// Bytes of the instance's linear memories.
+    pub fn memory_bytes(&self) -> u64 {
+        self.store.data().memory.held_bytes
     }
 
     fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
@@ -127,7 +132,7 @@ impl Handler for Session<'_> {
         Ok(outcome)
     }
 
-    /// Time since the sandbox was made, in whole ticks.
+    /// Time since the server started, in whole ticks.
     fn clock(&self) -> Duration {
         self.store.data().clock()
     }

@@ -19,17 +19,25 @@ pub struct Shutdown(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     draining: AtomicBool,
+    handed_over: AtomicBool,
     open: Mutex<Open>,
     closed_one: Condvar,
-    /// Becomes readable, for good, when the drain begins: `accept` waits for it too.
+    /// Becomes readable, for good, when nobody is accepted any more: `accept` waits for it too.
     wake: OwnedFd,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    streams: HashMap<u64, Arc<TcpStream>>,
+    connections: HashMap<u64, Connection>,
     /// How many of them each address has.
     addresses: HashMap<IpAddr, usize>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: Arc<TcpStream>,
+    /// The number of its guest's version.
+    version: u64,
 }
 
 /// How many connections may be open.
@@ -65,6 +73,7 @@ impl Shutdown {
     pub fn new() -> io::Result<Shutdown> {
         Ok(Shutdown(Arc::new(Shared {
             draining: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
             open: Mutex::default(),
             closed_one: Condvar::new(),
             wake: eventfd(0, EventfdFlags::CLOEXEC)?,
@@ -77,16 +86,36 @@ impl Shutdown {
         let open = self.open();
         self.0.draining.store(true, Ordering::SeqCst);
         // Threads blocked in a read see the end of input; what to make of it they ask the flag.
-        for stream in open.streams.values() {
-            let _ = stream.shutdown(Direction::Read);
+        for connection in open.connections.values() {
+            let _ = connection.stream.shutdown(Direction::Read);
         }
+        self.wake_up();
+    }
+
+    /// Stops accepting, since another process does; the connections that are open go on.
+    pub fn hand_over(&self) {
+        self.0.handed_over.store(true, Ordering::SeqCst);
+        self.wake_up();
+    }
+
+    fn wake_up(&self) {
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Ends the connections of one version of the guest, as a drain ends all.
+    pub(crate) fn retire(&self, version: u64) {
+        let open = self.open();
+        for connection in open.connections.values() {
+            if connection.version == version {
+                let _ = connection.stream.shutdown(Direction::Read);
+            }
+        }
     }
 
     /// Ends the connections that are left, in the middle of whatever they do.
     pub fn cut(&self) {
-        for stream in self.open().streams.values() {
-            let _ = stream.shutdown(Direction::Both);
+        for connection in self.open().connections.values() {
+            let _ = connection.stream.shutdown(Direction::Both);
         }
     }
 
@@ -95,21 +124,27 @@ impl Shutdown {
         self.0.draining.load(Ordering::Relaxed)
     }
 
-    /// Readable once the drain has begun.
+    /// Whether the server takes new connections.
+    pub(crate) fn is_accepting(&self) -> bool {
+        !self.is_draining() && !self.0.handed_over.load(Ordering::Relaxed)
+    }
+
+    /// Readable once nobody is accepted any more.
     pub(crate) fn wake(&self) -> BorrowedFd<'_> {
         self.0.wake.as_fd()
     }
 
-    /// A place for `stream`, unless the caps are reached.
+    /// A place for `stream`, on this version of the guest, unless the caps are reached.
     pub(crate) fn admit(
         &self,
         id: u64,
         stream: &Arc<TcpStream>,
         peer: IpAddr,
+        version: u64,
         caps: Caps,
     ) -> Result<Permit, Full> {
         let mut open = self.open();
-        if open.streams.len() >= caps.total {
+        if open.connections.len() >= caps.total {
             return Err(Full::Total(caps.total));
         }
         let address = network(peer);
@@ -118,7 +153,11 @@ impl Shutdown {
             return Err(Full::Address(caps.per_ip, address));
         }
         *taken += 1;
-        open.streams.insert(id, Arc::clone(stream));
+        let connection = Connection {
+            stream: Arc::clone(stream),
+            version,
+        };
+        open.connections.insert(id, connection);
         Ok(Permit {
             id,
             address,
@@ -131,10 +170,10 @@ impl Shutdown {
     pub(crate) fn wait_until_empty(&self, time: Duration) -> usize {
         self.0
             .closed_one
-            .wait_timeout_while(self.open(), time, |open| !open.streams.is_empty())
+            .wait_timeout_while(self.open(), time, |open| !open.connections.is_empty())
             .unwrap_or_else(PoisonError::into_inner)
             .0
-            .streams
+            .connections
             .len()
     }
 
@@ -165,14 +204,14 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut open = self.shutdown.open();
-        open.streams.remove(&self.id);
+        open.connections.remove(&self.id);
         if let Entry::Occupied(mut taken) = open.addresses.entry(self.address) {
             *taken.get_mut() -= 1;
             if *taken.get() == 0 {
                 taken.remove();
             }
         }
-        if open.streams.is_empty() {
+        if open.connections.is_empty() {
             self.shutdown.0.closed_one.notify_all();
         }
     }

@@ -36,7 +36,7 @@ impl Budget {
 /// aborts then, and its trap does not say why.
 pub(crate) struct Memory {
     limit_bytes: usize,
-    held_bytes: u64,
+    pub(crate) held_bytes: u64,
     budget: Arc<Budget>,
     pub(crate) refused: Option<Refused>,
 }

@@ -27,7 +27,7 @@ struct Shared {
 pub(crate) struct Ticks(Arc<Shared>);
 
 impl Ticks {
-    /// The number of ticks since the sandbox was made.
+    /// The number of ticks since the server started.
     pub(crate) fn now(&self) -> u64 {
         self.0.ticks.load(Ordering::Relaxed)
     }

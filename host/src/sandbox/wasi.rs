@@ -47,13 +47,14 @@ impl State {
     pub(crate) fn new(sandbox: &Sandbox, client: Client) -> State {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::GUEST_RESOURCES);
+        let runtime = &sandbox.runtime;
         State {
             client,
-            environment: Arc::clone(&sandbox.environment),
+            environment: Arc::clone(&runtime.environment),
             wasi: None,
             table,
-            memory: Memory::new(&sandbox.limits, &sandbox.memory),
-            ticks: sandbox.ticker.ticks(),
+            memory: Memory::new(&runtime.limits, &runtime.memory),
+            ticks: runtime.ticker.ticks(),
             deadline: 0,
         }
     }
@@ -63,7 +64,7 @@ impl State {
         self.deadline = self.ticks.now().saturating_add(ticks);
     }
 
-    /// Time since the sandbox was made, in whole ticks.
+    /// Time since the server started, in whole ticks.
     pub(crate) fn clock(&self) -> Duration {
         time(self.ticks.now())
     }

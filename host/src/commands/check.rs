@@ -1,0 +1,94 @@
+//! `airlock check`: says whether a guest would be served, and what it needs.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use airlock::capacity;
+use airlock::cli::Check;
+use airlock::guest_file::Digest;
+use airlock::sandbox::{Compiled, Runtime};
+use airlock::trial::{self, Failed, Passed};
+use anyhow::{Result, anyhow};
+use serde_json::{Value, json};
+
+use super::read;
+
+/// The exit status is 0 when it would be served.
+pub(crate) fn run(options: &Check) -> Result<ExitCode> {
+    let file = read(&options.file)?;
+    let environment = options.guest.environment();
+    let environment = environment.map_err(|error| anyhow!(error))?;
+    let limits = options
+        .guest
+        .limits(1, capacity::claim().guest_memory_bytes);
+    let runtime = Runtime::new(environment, limits, Compiled::Anew)?;
+    let result = trial::run(&runtime, &file.bytes);
+    let report = if options.json {
+        format!("{:#}\n", as_json(file.digest, file.bytes.len(), &result))
+    } else {
+        as_text(file.digest, file.bytes.len(), &result)
+    };
+    io::stdout().write_all(report.as_bytes())?;
+    Ok(match result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+fn as_json(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> Value {
+    match result {
+        Err(error) => json!({
+            "accepted": false,
+            "reason": error.to_string(),
+            "sha256": sha256.to_string(),
+            "bytes": bytes,
+        }),
+        Ok(passed) => json!({
+            "accepted": true,
+            "sha256": sha256.to_string(),
+            "bytes": bytes,
+            "exports": passed.sandbox.exports(),
+            "imports": passed.sandbox.imports(),
+            "compile_seconds": passed.compile_time.as_secs_f64(),
+            "instantiate_seconds": passed.instantiate_time.as_secs_f64(),
+            "memory_bytes": passed.memory_bytes,
+            "greeting": passed.greeting,
+        }),
+    }
+}
+
+fn as_text(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> String {
+    let head = format!("sha256       {sha256}\nsize         {bytes} bytes\n");
+    match result {
+        Err(error) => format!("{head}refused      {error}\n"),
+        Ok(passed) => {
+            let greeting = passed.greeting.as_ref();
+            let greeting = greeting.map_or("none".to_owned(), |text| format!("{text:?}"));
+            [
+                head,
+                list("exports", &passed.sandbox.exports()),
+                list("imports", &passed.sandbox.imports()),
+                format!("compiled in  {}\n", rounded(passed.compile_time)),
+                format!("instance in  {}\n", rounded(passed.instantiate_time)),
+                format!("memory       {} bytes\n", passed.memory_bytes),
+                format!("greeting     {greeting}\n"),
+                "accepted\n".to_owned(),
+            ]
+            .concat()
+        }
+    }
+}
+
+fn list(title: &str, names: &[String]) -> String {
+    let titles = [title].into_iter().chain(std::iter::repeat(""));
+    let lines = titles.zip(names);
+    lines
+        .map(|(title, name)| format!("{title:12} {name}\n"))
+        .collect()
+}
+
+/// To three digits.
+fn rounded(time: Duration) -> String {
+    format!("{time:.2?}")
+}

@@ -1,0 +1,160 @@
+//! `airlock`: builds the server and everything around it, and runs it.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{self, ExitCode};
+use std::sync::Arc;
+use std::thread;
+
+use airlock::cli::Serve;
+use airlock::guest_file::GuestFile;
+use airlock::recording::Recordings;
+use airlock::reload::{Policy, Reload, Trigger};
+use airlock::sandbox::{Compiled, Runtime, Sandbox};
+use airlock::server::{self, Ended, Service};
+use airlock::shutdown::Shutdown;
+use airlock::takeover::{Door, Offer};
+use airlock::versions::Versions;
+use airlock::{GREETER, capacity, listener, supervisor};
+use anyhow::{Context, Result, anyhow, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::read;
+
+pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<ExitCode> {
+    let capacity = capacity::claim();
+    let limits = options.limits(capacity).map_err(|error| anyhow!(error))?;
+    let guest = match &options.guest {
+        None => GuestFile::from(GREETER.to_vec()),
+        Some(path) => read(path)?,
+    };
+    tracing::debug!(?capacity, ?limits, "this server's bounds");
+    let environment = options.guest_options.environment();
+    let environment = environment.map_err(|error| anyhow!(error))?;
+    let runtime = Runtime::new(environment, limits, Compiled::Cached)?;
+    let sandbox = Sandbox::new(&runtime, &guest.bytes).with_context(|| match &options.guest {
+        None => "cannot serve the built-in greeter".to_owned(),
+        Some(path) => format!("cannot serve `{}`", path.display()),
+    })?;
+    let versions = Arc::new(Versions::new(sandbox, guest.digest));
+    drop(guest.bytes);
+    let recordings = options.record.as_ref().map(|folder| {
+        Recordings::new(folder.clone())
+            .with_context(|| format!("cannot record into `{}`", folder.display()))
+    });
+
+    let shutdown = Shutdown::new()?;
+    let service = Service {
+        runtime: Arc::clone(&runtime),
+        versions: Arc::clone(&versions),
+        framing: options.framing,
+        recordings: recordings.transpose()?,
+        watchdog_pause: supervisor::watchdog_pause(),
+    };
+    let (listener, door, offer) = listen(&options, from_systemd, &shutdown)?;
+    let reload = start_reload(&options, runtime, versions, &shutdown)?;
+    obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
+    if options.listen.port() == 0 {
+        // The one line on standard output, for whoever asked for a free port. A reader that has
+        // gone is no reason not to serve.
+        let _ = writeln!(io::stdout(), "listening on {}", listener.local_addr()?);
+    }
+    if let Some(offer) = offer {
+        match offer.take() {
+            Ok(()) => tracing::info!("took the listener over"),
+            Err(error) => tracing::warn!("the process before this one has gone: {error}"),
+        }
+    }
+    match server::run(listener, door, service, &shutdown)? {
+        Ended::InTime => Ok(ExitCode::SUCCESS),
+        Ended::Cut(_) => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The listener: of the process before this one, of systemd, or our own; and the door through which
+/// the next process will come.
+fn listen(
+    options: &Serve,
+    from_systemd: Option<TcpListener>,
+    shutdown: &Shutdown,
+) -> Result<(TcpListener, Option<Door>, Option<Offer>)> {
+    let Some(path) = &options.lifecycle.takeover else {
+        return Ok((own_listener(options, from_systemd)?, None, None));
+    };
+    let asked = Offer::ask(path);
+    let offer = asked.with_context(|| format!("cannot take over from `{}`", path.display()))?;
+    let listener = match &offer {
+        Some(offer) => {
+            let theirs = offer.listener.local_addr()?;
+            if !is_wanted(options.listen, theirs) {
+                bail!(
+                    "the process at `{}` listens on {theirs} and --listen says {}: stop it, or say \
+                     the same",
+                    path.display(),
+                    options.listen
+                );
+            }
+            offer.listener.try_clone()?
+        }
+        None => own_listener(options, from_systemd)?,
+    };
+    let door = Door::open(path, &listener, shutdown.clone());
+    let door = door.with_context(|| format!("cannot open `{}` to the next", path.display()))?;
+    Ok((listener, Some(door), offer))
+}
+
+fn own_listener(options: &Serve, from_systemd: Option<TcpListener>) -> Result<TcpListener> {
+    match from_systemd {
+        Some(listener) => Ok(listener),
+        None => listener::bind(
+            options.listen,
+            options.backlog,
+            options.lifecycle.reuse_port,
+        )
+        .map_err(|error| anyhow!(error)),
+    }
+}
+
+/// Port 0 is any port.
+fn is_wanted(wanted: SocketAddr, address: SocketAddr) -> bool {
+    wanted.ip() == address.ip() && [0, address.port()].contains(&wanted.port())
+}
+
+fn start_reload(
+    options: &Serve,
+    runtime: Arc<Runtime>,
+    versions: Arc<Versions>,
+    shutdown: &Shutdown,
+) -> io::Result<Option<Reload>> {
+    let Some(file) = &options.guest else {
+        return Ok(None);
+    };
+    let policy = Policy {
+        file: file.clone(),
+        watch: !options.reload.no_watch,
+        canary: options.reload.canary,
+        max_age: options.reload.max_guest_age.map(Into::into),
+    };
+    Reload::start(policy, runtime, versions, shutdown.clone()).map(Some)
+}
+
+/// The first SIGINT or SIGTERM drains, a second one ends the process at once. SIGHUP reloads.
+fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                match &reload {
+                    _ if signal != SIGHUP && shutdown.is_draining() => process::exit(1),
+                    _ if signal != SIGHUP => shutdown.drain(),
+                    Some(reload) => reload.reload(),
+                    None => tracing::warn!(
+                        "nothing to reload: the greeter is built in, name a file with --guest"
+                    ),
+                }
+            }
+        })?;
+    Ok(())
+}

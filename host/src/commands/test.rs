@@ -1,0 +1,75 @@
+//! `airlock test`: plays conversations to a guest and compares what it answers.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use airlock::capacity;
+use airlock::cli::Test;
+use airlock::logging::printable;
+use airlock::sandbox::{Compiled, Runtime, Sandbox};
+use airlock::session::Session;
+use airlock::transcript;
+use airlock::trial::NOBODY;
+use anyhow::{Context, Result, anyhow};
+use similar::TextDiff;
+
+use super::read;
+
+/// The exit status is 0 when the guest answered as every conversation has it.
+pub(crate) fn run(options: &Test) -> Result<ExitCode> {
+    let file = read(&options.file)?;
+    let environment = options.guest.environment();
+    let environment = environment.map_err(|error| anyhow!(error))?;
+    let limits = options
+        .guest
+        .limits(1, capacity::claim().guest_memory_bytes);
+    let runtime = Runtime::new(environment, limits, Compiled::Cached)?;
+    let sandbox = Sandbox::new(&runtime, &file.bytes)
+        .with_context(|| format!("cannot serve `{}`", options.file.display()))?;
+    let mut failed = 0;
+    for script in &options.scripts {
+        let name = script.display();
+        let report = match play(&sandbox, script).with_context(|| format!("`{name}`"))? {
+            None => format!("ok      {name}\n"),
+            Some(difference) => {
+                failed += 1;
+                format!("FAILED  {name}\n{difference}")
+            }
+        };
+        io::stdout().write_all(report.as_bytes())?;
+    }
+    let all = options.scripts.len();
+    writeln!(
+        io::stdout(),
+        "{} of {all} conversations as expected",
+        all - failed
+    )?;
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What is different, if anything.
+fn play(sandbox: &Sandbox, script: &Path) -> Result<Option<String>> {
+    let text = fs::read_to_string(script)?;
+    let script = transcript::parse(&text)?;
+    let expected = transcript::write(&script);
+    let (played, failure) = transcript::play(&script, || Session::start(sandbox, NOBODY));
+    if played == expected {
+        return Ok(None);
+    }
+    let diff = TextDiff::from_lines(&expected, &played);
+    let mut report = diff
+        .unified_diff()
+        .header("expected", "answered")
+        .to_string();
+    if let Some(error) = failure {
+        let error = printable(&error.to_string());
+        report.push_str(&format!("the guest failed: {error}\n"));
+    }
+    Ok(Some(report))
+}

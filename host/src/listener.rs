@@ -1,0 +1,82 @@
+//! The listening socket: bound here, or handed over by systemd.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use listenfd::ListenFd;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+/// Binds a socket of our own. `backlog` is how many connections the kernel completes ahead of time;
+/// with `reuse_port` other processes may listen on the same address, and the kernel gives each a
+/// part of the connections.
+///
+/// # Errors
+/// A sentence that says what to do about it.
+pub fn bind(address: SocketAddr, backlog: u16, reuse_port: bool) -> Result<TcpListener, String> {
+    try_bind(address, backlog, reuse_port).map_err(|error| advice(address, &error))
+}
+
+fn try_bind(address: SocketAddr, backlog: u16, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // A restart must not wait for the connections of the last run to time out.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::from(backlog))?;
+    Ok(socket.into())
+}
+
+fn advice(address: SocketAddr, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is in use; stop the program that has it, or take another with --listen"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need privileges; take a higher one with --listen, or grant \
+             CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this machine has that address; 0.0.0.0 or [::] are all of them"
+        }
+        _ => return format!("cannot listen on {address}: {error}"),
+    };
+    format!("cannot listen on {address}: {advice}")
+}
+
+/// The socket that systemd opened for this process (`LISTEN_FDS`), if it did. To be called before
+/// there are other threads, since it changes the environment.
+///
+/// # Errors
+/// It is not one listening TCP socket.
+pub fn from_systemd() -> Result<Option<TcpListener>, String> {
+    let mut sockets = ListenFd::from_env();
+    match sockets.len() {
+        0 => return Ok(None),
+        1 => {}
+        more => {
+            return Err(format!(
+                "systemd handed over {more} sockets and Airlock serves one: write one \
+                 ListenStream= into the socket unit"
+            ));
+        }
+    }
+    let wrong = |error: &dyn std::fmt::Display| {
+        format!(
+            "the socket that systemd handed over is no listening TCP socket ({error}): the unit \
+             needs ListenStream=ADDR:PORT and Accept=no"
+        )
+    };
+    let listener = sockets
+        .take_tcp_listener(0)
+        .map_err(|error| wrong(&error))?;
+    match listener {
+        Some(listener) if SockRef::from(&listener).is_listener().unwrap_or(false) => {
+            Ok(Some(listener))
+        }
+        _ => Err(wrong(&"it does not listen")),
+    }
+}

@@ -1,0 +1,141 @@
+//! Conversations with real clients, written to files: one for each connection, as [`transcript`]
+//! has them.
+//!
+//! Off unless `--record` names a folder. The files hold what clients sent, so they are for the
+//! server's user alone.
+//!
+//! [`transcript`]: crate::transcript
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES};
+use crate::server::Client;
+use crate::transcript::Capped;
+use crate::versions::Version;
+
+/// What a small file takes on most file systems.
+const BLOCK_BYTES: u64 = 4096;
+
+/// The folder, and how much may still be written to it.
+pub struct Recordings {
+    folder: PathBuf,
+    /// What no other process, and no earlier one, calls its files.
+    prefix: String,
+    bytes_left: Arc<AtomicU64>,
+}
+
+/// One connection's file.
+pub type Recording = Capped<Accounted>;
+
+impl Recordings {
+    /// Makes the folder if there is none.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or not be written to.
+    pub fn new(folder: PathBuf) -> io::Result<Recordings> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)?;
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let prefix = format!("{}-{}", now.replace([':', '-'], ""), std::process::id());
+        let recordings = Recordings {
+            folder,
+            prefix,
+            bytes_left: Arc::new(AtomicU64::new(ALL_RECORDINGS_BYTES)),
+        };
+        // Better said at the start than at the first connection.
+        let attempt = recordings
+            .folder
+            .join(format!("{}.attempt", recordings.prefix));
+        File::create_new(&attempt)?;
+        fs::remove_file(attempt)?;
+        Ok(recordings)
+    }
+
+    /// A file for this connection, if there may be one more.
+    pub(crate) fn begin(&self, client: Client, version: &Version) -> Option<Recording> {
+        let id = client.id;
+        if !take(&self.bytes_left, BLOCK_BYTES) {
+            return None;
+        }
+        let path = self.folder.join(format!("{}-{id:08}.conv", self.prefix));
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .inspect_err(|error| tracing::warn!(connection = id, "cannot be recorded: {error}"))
+            .ok()?;
+        let mut file = Accounted {
+            file,
+            bytes_paid: BLOCK_BYTES,
+            all_left: Arc::clone(&self.bytes_left),
+        };
+        let now = humantime::format_rfc3339_seconds(SystemTime::now());
+        let (peer, local) = (client.peer, client.local);
+        let header = format!(
+            "# {now} connection {id} from {peer} to {local}\n# guest version {} sha256 {}\n",
+            version.number, version.digest
+        );
+        file.write_all(header.as_bytes()).ok()?;
+        Some(Capped::new(file, RECORDING_BYTES))
+    }
+}
+
+/// A file whose bytes count against those of all.
+pub struct Accounted {
+    file: File,
+    /// Counted, and not yet written.
+    bytes_paid: u64,
+    all_left: Arc<AtomicU64>,
+}
+
+impl Write for Accounted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let unpaid = (bytes.len() as u64).saturating_sub(self.bytes_paid);
+        if unpaid > 0 && !take(&self.all_left, unpaid) {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let count = self.file.write(bytes)?;
+        self.bytes_paid = (self.bytes_paid + unpaid).saturating_sub(count as u64);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn take(all: &AtomicU64, bytes: u64) -> bool {
+    let taken = all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+        left.checked_sub(bytes)
+    });
+    if taken == Err(0) || taken.is_ok() {
+        return taken.is_ok();
+    }
+    // Said once: what is left is given up.
+    if all.swap(0, Ordering::Relaxed) > 0 {
+        tracing::warn!("recording ends: {ALL_RECORDINGS_BYTES} bytes have been written");
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_files_take_is_bounded() {
+        let left = AtomicU64::new(10);
+        assert!(take(&left, 6));
+        assert!(!take(&left, 6));
+        assert!(!take(&left, 1), "it has ended");
+    }
+}

@@ -1,0 +1,350 @@
+//! New versions of the guest: notices them, tries them, and makes them current, while the server
+//! serves.
+//!
+//! All of it happens on one thread. A file is read when it has stopped changing, and a version
+//! whose file changed while it was read is read again; so a half-written file is never served. What
+//! fails its trial is refused, and the version that serves stays.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::canary::{Share, Verdict};
+use crate::guest_file::{Digest, Fingerprint, GuestFile};
+use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_SETTLE_TIME};
+use crate::sandbox::Runtime;
+use crate::shutdown::Shutdown;
+use crate::supervisor;
+use crate::trial::{self, Passed};
+use crate::versions::{Version, Versions};
+use crate::watch::Watch;
+
+/// While a canary is tried its failures are looked at this often.
+const CANARY_LOOK_TIME: Duration = Duration::from_millis(100);
+
+/// Where new versions come from, and what becomes of old ones.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The guest's file.
+    pub file: PathBuf,
+    /// Whether a change of the file is enough, or only an order counts.
+    pub watch: bool,
+    /// How a new version is tried on connections, if it is.
+    pub canary: Option<Share>,
+    /// For how long connections may stay on a version that has been replaced.
+    pub max_age: Option<Duration>,
+}
+
+/// The thread that looks after the guest's file, until it is dropped. A trial that is under way
+/// then ends with the process: a guest must not hold up the end of the server.
+pub struct Reload(Arc<Orders>);
+
+/// Asks for a reload from elsewhere.
+#[derive(Clone)]
+pub struct Trigger(Arc<Orders>);
+
+impl Trigger {
+    /// Loads the file now, changed or not.
+    pub fn reload(&self) {
+        self.0.give(|pending| pending.reload = true);
+    }
+}
+
+impl Reload {
+    /// Starts with what `versions` serves now, which was read from `policy.file`.
+    ///
+    /// # Errors
+    /// The system has no room for another thread.
+    pub fn start(
+        policy: Policy,
+        runtime: Arc<Runtime>,
+        versions: Arc<Versions>,
+        shutdown: Shutdown,
+    ) -> io::Result<Reload> {
+        let orders = Arc::<Orders>::default();
+        let watch = policy.watch.then(|| {
+            let orders = Arc::clone(&orders);
+            Watch::start(move || orders.give(|pending| pending.look = true))
+        });
+        let watch = watch.and_then(|watch| {
+            watch
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        "the guest's file is looked at every {GUEST_LOOK_TIME:?} only: {error}"
+                    );
+                })
+                .ok()
+        });
+        let loader = Loader {
+            policy,
+            runtime,
+            versions,
+            shutdown,
+            watch,
+            seen: None,
+            unsettled: None,
+            rolled_back: None,
+            replaced: Vec::new(),
+        };
+        thread::Builder::new()
+            .name("reload".to_owned())
+            .stack_size(COMPILE_STACK_BYTES)
+            .spawn({
+                let orders = Arc::clone(&orders);
+                move || loader.run(&orders)
+            })?;
+        Ok(Reload(orders))
+    }
+
+    /// For whoever may ask for a reload.
+    pub fn trigger(&self) -> Trigger {
+        Trigger(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Reload {
+    fn drop(&mut self) {
+        self.0.give(|pending| pending.stop = true);
+    }
+}
+
+/// What the thread has been asked to do. Asking twice is asking once.
+#[derive(Default)]
+struct Orders {
+    pending: Mutex<Pending>,
+    given: Condvar,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Pending {
+    look: bool,
+    reload: bool,
+    stop: bool,
+}
+
+impl Orders {
+    fn give(&self, order: impl FnOnce(&mut Pending)) {
+        order(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        self.given.notify_one();
+    }
+
+    /// Takes the orders that there are, or those that come within `time`.
+    fn wait(&self, time: Duration) -> Pending {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut pending, _) = self
+            .given
+            .wait_timeout_while(pending, time, |pending| *pending == Pending::default())
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut pending)
+    }
+}
+
+struct Loader {
+    policy: Policy,
+    runtime: Arc<Runtime>,
+    versions: Arc<Versions>,
+    shutdown: Shutdown,
+    watch: Option<Watch>,
+    /// The file as it was when it was last loaded, whatever came of it.
+    seen: Option<Fingerprint>,
+    /// The file as it is while it changes, and since when it is like that.
+    unsettled: Option<(Fingerprint, Instant)>,
+    /// What failed on connections; it is not tried again.
+    rolled_back: Option<Digest>,
+    /// Versions whose connections may have to end, and when.
+    replaced: Vec<(Instant, Weak<Version>)>,
+}
+
+impl Loader {
+    fn run(mut self, orders: &Orders) {
+        loop {
+            if let Some(watch) = &mut self.watch {
+                watch.follow(&self.policy.file);
+            }
+            if self.policy.watch && self.has_changed(Instant::now()) {
+                self.load(false);
+            }
+            self.judge_candidate();
+            self.retire_old();
+            let orders = orders.wait(self.patience());
+            if orders.stop {
+                return;
+            }
+            if orders.reload {
+                self.load(true);
+            }
+        }
+    }
+
+    /// How long nothing needs to be done, if nothing happens.
+    fn patience(&self) -> Duration {
+        let mut time = GUEST_LOOK_TIME;
+        if self.unsettled.is_some() {
+            time = time.min(GUEST_SETTLE_TIME);
+        }
+        if self.versions.candidate().is_some() {
+            time = time.min(CANARY_LOOK_TIME);
+        }
+        let now = Instant::now();
+        let next = self.replaced.iter().map(|(when, _)| *when - now).min();
+        time.min(next.unwrap_or(time))
+    }
+
+    /// Whether the file is another than the one last loaded, and has stopped changing.
+    fn has_changed(&mut self, now: Instant) -> bool {
+        let file = Fingerprint::of(&self.policy.file).filter(|file| Some(*file) != self.seen);
+        let Some(file) = file else {
+            // Also when there is none: whoever removed it is about to put another there.
+            self.unsettled = None;
+            return false;
+        };
+        let since = match self.unsettled {
+            Some((same, since)) if same == file => since,
+            _ => now,
+        };
+        self.unsettled = Some((file, since));
+        now - since >= GUEST_SETTLE_TIME || file.age() >= GUEST_SETTLE_TIME
+    }
+
+    fn load(&mut self, ordered: bool) {
+        let before = Fingerprint::of(&self.policy.file);
+        let file = GuestFile::read(&self.policy.file);
+        if before != Fingerprint::of(&self.policy.file) {
+            // It is being changed: soon again, when it has settled.
+            self.unsettled = before.map(|file| (file, Instant::now()));
+            return;
+        }
+        self.seen = before;
+        self.unsettled = None;
+        match file {
+            Ok(file) => self.consider(&file, ordered),
+            Err(error) => {
+                let (file, version) = (self.policy.file.display(), self.versions.current().number);
+                tracing::error!(%file, "cannot read the guest, version {version} stays: {error}");
+            }
+        }
+    }
+
+    fn consider(&mut self, file: &GuestFile, ordered: bool) {
+        let sha256 = file.digest;
+        if self
+            .versions
+            .candidate()
+            .is_some_and(|version| version.digest == sha256)
+        {
+            tracing::info!(%sha256, "the guest's file is the version that is being tried");
+            return;
+        }
+        let current = self.versions.current();
+        if current.digest == sha256 {
+            if let Some(candidate) = self.versions.withdraw() {
+                tracing::info!(
+                    version = candidate.number,
+                    "withdrawn: the file is the current version's again"
+                );
+                self.grow_old(&candidate);
+            } else if ordered {
+                tracing::info!(version = current.number, %sha256, "the guest's file has not changed");
+            }
+            return;
+        }
+        if self.rolled_back == Some(sha256) {
+            tracing::warn!(%sha256, "refused the new guest, version {} stays: it has been rolled back", current.number);
+            return;
+        }
+        supervisor::reloading();
+        match trial::run(&self.runtime, &file.bytes) {
+            Ok(passed) => self.adopt(passed, sha256),
+            Err(error) => {
+                tracing::error!(%sha256, "refused the new guest, version {} stays: {error}", current.number)
+            }
+        }
+        supervisor::ready();
+    }
+
+    fn adopt(&mut self, passed: Passed, sha256: Digest) {
+        self.rolled_back = None;
+        if let Some(earlier) = self.versions.withdraw() {
+            tracing::info!(version = earlier.number, "withdrawn: there is a newer one");
+            self.grow_old(&earlier);
+        }
+        let compile_time = passed.compile_time;
+        match self.policy.canary {
+            None => {
+                let (new, old) = self.versions.replace(passed.sandbox, sha256);
+                tracing::info!(version = new.number, %sha256, ?compile_time, "new connections get a new version");
+                self.grow_old(&old);
+            }
+            Some(share) => {
+                let new = self
+                    .versions
+                    .try_out(passed.sandbox, sha256, share, Instant::now());
+                tracing::info!(version = new.number, %sha256, ?compile_time, percent = share.percent, time = ?share.time, "trying a new version on a share of the new connections");
+            }
+        }
+    }
+
+    fn judge_candidate(&mut self) {
+        let Some(judged) = self.versions.judge(Instant::now()) else {
+            return;
+        };
+        let version = judged.candidate.number;
+        let (sessions, failures) = judged.candidate_counts;
+        let (current_sessions, current_failures) = judged.current_counts;
+        match judged.verdict {
+            Verdict::Promote => tracing::info!(
+                version,
+                sessions,
+                failures,
+                current_sessions,
+                current_failures,
+                "promoted: all new connections get it"
+            ),
+            Verdict::RollBack => {
+                self.rolled_back = Some(judged.candidate.digest);
+                tracing::error!(
+                    version,
+                    sessions,
+                    failures,
+                    current_sessions,
+                    current_failures,
+                    "rolled back: it fails more often than the current version"
+                );
+            }
+        }
+        self.grow_old(&judged.replaced);
+    }
+
+    /// Starts the clock of a version that no new connection gets.
+    fn grow_old(&mut self, version: &Arc<Version>) {
+        if let Some(age) = self.policy.max_age {
+            self.replaced
+                .push((Instant::now() + age, Arc::downgrade(version)));
+        }
+    }
+
+    /// Ends the connections of versions that were replaced long enough ago.
+    fn retire_old(&mut self) {
+        let now = Instant::now();
+        let Loader {
+            replaced, shutdown, ..
+        } = self;
+        replaced.retain(|(when, version)| {
+            let Some(version) = version.upgrade() else {
+                return false;
+            };
+            if now < *when {
+                return true;
+            }
+            tracing::info!(
+                version = version.number,
+                "ending its connections (--max-guest-age)"
+            );
+            version.retire();
+            shutdown.retire(version.number);
+            false
+        });
+    }
+}

@@ -1,0 +1,162 @@
+//! Once per server: what all versions of its guest share.
+//!
+//! They share one engine, because the pool of memories belongs to an engine: a pool for each
+//! version would multiply what a server reserves, and its memory mappings, which the kernel bounds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel,
+    PoolingAllocationConfig,
+};
+
+use super::memory::Budget;
+use super::ticker::Ticker;
+use super::wasi::{self, State};
+use super::{RejectedGuest, reason};
+use crate::bindings::LineServer;
+use crate::capacity;
+use crate::limits::{self, Limits};
+
+/// The engine, what guests may ask for, the clock of calls, and the memory that all may take.
+pub struct Runtime {
+    pub(crate) engine: Engine,
+    pub(super) linker: Linker<State>,
+    pub(crate) ticker: Ticker,
+    pub(crate) memory: Arc<Budget>,
+    pub(crate) environment: Arc<[(String, String)]>,
+    pub(crate) limits: Limits,
+    connections: AtomicUsize,
+}
+
+/// Where compiled guests are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compiled {
+    /// In Wasmtime's cache, in the user's cache directory. A server that has no such directory
+    /// compiles at every start.
+    Cached,
+    /// Nowhere: compiling is what is to be measured.
+    Anew,
+}
+
+impl Runtime {
+    /// `environment` is all that guests see of one.
+    ///
+    /// # Errors
+    /// Wasmtime cannot run on this machine with these limits.
+    pub fn new(
+        environment: Vec<(String, String)>,
+        limits: Limits,
+        compiled: Compiled,
+    ) -> Result<Arc<Runtime>, RejectedGuest> {
+        let engine =
+            Engine::new(&config(&limits, compiled)).map_err(reason(RejectedGuest::Engine))?;
+        // Its threads have to start now: when there is no room for them later, every sleep of every
+        // guest would fail for good.
+        wasmtime_wasi::runtime::with_ambient_tokio_runtime(|| ());
+        Ok(Arc::new(Runtime {
+            linker: linker(&engine).map_err(reason(RejectedGuest::Engine))?,
+            ticker: Ticker::start(&engine).map_err(|error| {
+                RejectedGuest::Engine(format!("no thread for the clock of calls: {error}"))
+            })?,
+            memory: Budget::new(limits.total_guest_memory_bytes),
+            environment: environment.into(),
+            connections: AtomicUsize::new(limits.connections),
+            engine,
+            limits,
+        }))
+    }
+
+    /// How many connections there may be. It can fall when a new version needs more for each, and
+    /// never rises: what the earlier one took stays mapped.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Lowers the cap on connections to what there is room for when instances have this many linear
+    /// memories.
+    pub(super) fn leave_room_for(&self, memories: u32) {
+        let room = self.limits.mappings / capacity::mappings(memories);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        if room < self.connections.fetch_min(room, Ordering::Relaxed) {
+            tracing::warn!(
+                "room for {room} connections, since each instance of the guest has {memories} \
+                 memories (vm.max_map_count)"
+            );
+        }
+    }
+}
+
+fn config(limits: &Limits, compiled: Compiled) -> Config {
+    let mut config = Config::new();
+    // The WIT is synchronous; leaving this on costs hundreds of ns a call.
+    config.concurrency_support(false);
+    // Time limits. Fuel would be 2 to 3 times slower.
+    config.epoch_interruption(true);
+    config.max_wasm_stack(limits::GUEST_STACK_BYTES);
+    config.memory_reservation(limits.guest_memory_bytes as u64);
+    config.memory_may_move(false);
+    // Fewer mappings for each connection, and faster than mapping the image anew.
+    config.memory_init_cow(false);
+    config.cranelift_opt_level(OptLevel::Speed);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
+    config.cache(match compiled {
+        Compiled::Cached => cache(),
+        Compiled::Anew => None,
+    });
+    config
+}
+
+/// Room for every connection's instance and for a new version's trial, so that none can be refused
+/// for lack of it. The totals reserve address space only.
+fn pool(limits: &Limits) -> PoolingAllocationConfig {
+    let instances = u32::try_from(limits.connections + 1).unwrap_or(u32::MAX);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances);
+    pool.total_core_instances(instances.saturating_mul(limits::GUEST_CORE_INSTANCES));
+    pool.total_memories(instances.saturating_mul(limits::GUEST_MEMORIES));
+    pool.total_tables(instances.saturating_mul(limits::GUEST_TABLES));
+    pool.max_core_instances_per_component(limits::GUEST_CORE_INSTANCES);
+    pool.max_memories_per_component(limits::GUEST_MEMORIES);
+    pool.max_tables_per_component(limits::GUEST_TABLES);
+    pool.max_memories_per_module(limits::GUEST_MEMORIES);
+    pool.max_tables_per_module(limits::GUEST_TABLES);
+    // Not used, since the WIT is synchronous; a thousand of them would be two thousand mappings.
+    pool.total_stacks(0);
+    pool.table_elements(limits::GUEST_TABLE_ELEMENTS);
+    pool.max_memory_size(limits.guest_memory_bytes);
+    // Of a memory that is given back, the pages that were written are cleared, up to this much,
+    // and the rest is unmapped. The next connection then starts without page faults: 12 µs for an
+    // instance, its greeting and a reply instead of 28 µs. More would let guests that once touched
+    // much keep it. The scan for written pages needs Linux 6.7; before that the memory's first
+    // bytes are cleared whether written or not.
+    pool.pagemap_scan(Enabled::Auto);
+    pool.linear_memory_keep_resident(limits::GUEST_RESIDENT_BYTES);
+    pool.table_keep_resident(4 * 1024);
+    pool
+}
+
+fn cache() -> Option<Cache> {
+    Cache::new(CacheConfig::new())
+        .inspect_err(|error| tracing::debug!("no cache of compiled guests: {error:#}"))
+        .ok()
+}
+
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    wasi::add_to_linker(&mut linker)?;
+    LineServer::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    Ok(linker)
+}
+
+/// How many ticks a call may last so that it is never cut short: rounded up, and one more because
+/// the first tick may come at once.
+pub(crate) fn ticks(time: Duration) -> u64 {
+    let ticks = time.as_nanos().div_ceil(limits::TICK.as_nanos());
+    u64::try_from(ticks)
+        .unwrap_or(u64::MAX / 2)
+        .saturating_add(1)
+}

@@ -1,0 +1,40 @@
+//! What the service manager is told, by systemd's `sd_notify`. Where there is none, nothing happens.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The server accepts connections, or has finished a reload.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// A new version of the guest is being tried.
+pub(crate) fn reloading() {
+    // The time is what tells systemd that this belongs to the reload it asked for.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// The server drains.
+pub(crate) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// The thread that accepts is alive.
+pub(crate) fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// How often [`alive`] has to be said: twice in the time after which systemd gives a server up.
+pub fn watchdog_pause() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|time| time / 2)
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("cannot tell the service manager: {error}");
+    }
+}

@@ -1,0 +1,76 @@
+//! What a guest has to go through before it may serve: compiled, linked, instantiated once, and
+//! asked for its greeting, all under the usual limits.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::conversation::Handler;
+use crate::sandbox::{RejectedGuest, Runtime, Sandbox};
+use crate::server::Client;
+use crate::session::{GuestError, Session};
+
+/// A guest that has passed.
+pub struct Passed {
+    /// It, ready to serve.
+    pub sandbox: Sandbox,
+    /// How long compiling and linking took.
+    pub compile_time: Duration,
+    /// How long making an instance took.
+    pub instantiate_time: Duration,
+    /// Bytes of that instance's linear memories, after its greeting.
+    pub memory_bytes: u64,
+    /// What it greets with.
+    pub greeting: Option<String>,
+}
+
+/// Why a guest has not passed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// It cannot be served at all.
+    #[error(transparent)]
+    Rejected(#[from] RejectedGuest),
+    /// It can, but every connection would fail at once.
+    #[error("it fails before its first line: {0}")]
+    Greeting(#[from] GuestError),
+    /// A bug of ours, or of Wasmtime's.
+    #[error("the shim panicked over it; the log has the place")]
+    Panic,
+}
+
+/// The client of a trial, and of conversations without a network: nobody.
+pub const NOBODY: Client = Client {
+    id: 0,
+    peer: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+    local: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+};
+
+/// Tries `component`.
+///
+/// # Errors
+/// Why it must not serve.
+pub fn run(runtime: &Arc<Runtime>, component: &[u8]) -> Result<Passed, Failed> {
+    panic::catch_unwind(AssertUnwindSafe(|| attempt(runtime, component)))
+        .unwrap_or(Err(Failed::Panic))
+}
+
+fn attempt(runtime: &Arc<Runtime>, component: &[u8]) -> Result<Passed, Failed> {
+    let started = Instant::now();
+    let sandbox = Sandbox::new(runtime, component)?;
+    let compile_time = started.elapsed();
+
+    let started = Instant::now();
+    let mut session = Session::start(&sandbox, NOBODY)?;
+    let instantiate_time = started.elapsed();
+    let greeting = session.greeting()?;
+    let memory_bytes = session.memory_bytes();
+    drop(session);
+    Ok(Passed {
+        sandbox,
+        compile_time,
+        instantiate_time,
+        memory_bytes,
+        greeting,
+    })
+}
