@@ -7,9 +7,12 @@
 )]
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
+mod components;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 mod build;
+mod commands;
 mod conversation;
 mod guests;
 mod lifecycle;
@@ -17,4 +20,6 @@ mod limits;
 mod log;
 mod readme;
 mod refusals;
+mod reload;
 mod security;
+mod takeover;

@@ -45,14 +45,8 @@ impl Server {
     /// Starts a server by a command that may have an environment, or be a wrapper around it. An
     /// address that it names has to have port 0.
     pub(crate) fn start_command(command: &mut Command) -> Server {
-        let mut child = command
-            .env("AIRLOCK_LISTEN", "127.0.0.1:0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Log::follow(child.stderr.take().unwrap());
+        let command = command.env("AIRLOCK_LISTEN", "127.0.0.1:0");
+        let (mut child, log) = spawn(command);
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
@@ -64,6 +58,19 @@ impl Server {
         let Some(address) = address else {
             panic!("no server, but {:?} and {:?}", line, log.wait_for_end());
         };
+        Server {
+            child,
+            address,
+            log,
+        }
+    }
+
+    /// Starts a server on an address that another one has already.
+    pub(crate) fn start_beside(other: &Server, options: &[&str]) -> Server {
+        let address = other.address;
+        let listen = format!("--listen={address}");
+        let (child, log) = spawn(Command::new(AIRLOCK).arg(listen).args(options));
+        log.wait_for(&["waiting for connections"]);
         Server {
             child,
             address,
@@ -107,6 +114,17 @@ impl Server {
     pub(crate) fn ended(&mut self) -> ExitStatus {
         wait(&mut self.child)
     }
+}
+
+fn spawn(command: &mut Command) -> (Child, Log) {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Log::follow(child.stderr.take().unwrap());
+    (child, log)
 }
 
 impl Drop for Server {

@@ -9,6 +9,8 @@
 )]
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
+mod components;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
 #[path = "walls/clients.rs"]

@@ -104,26 +104,25 @@ impl Sandbox {
 
     /// The names of what it imports.
     pub fn imports(&self) -> Vec<String> {
-        let (engine, component) = (&self.runtime.engine, self.pre.instance_pre().component());
-        let component = component.component_type();
-        component
-            .imports(engine)
-            .map(|(name, _)| name.to_owned())
-            .collect()
+        let component = self.pre.instance_pre().component().component_type();
+        let imports = component.imports(&self.runtime.engine);
+        imports.map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// The names of what it exports, of interfaces with their functions.
+    /// The names of what it exports: the functions of its interfaces.
     pub fn exports(&self) -> Vec<String> {
-        let (engine, component) = (&self.runtime.engine, self.pre.instance_pre().component());
-        let component = component.component_type();
+        let engine = &self.runtime.engine;
+        let component = self.pre.instance_pre().component().component_type();
         let mut names = Vec::new();
         for (name, item) in component.exports(engine) {
-            match item.ty {
-                ComponentItem::ComponentInstance(interface) => {
-                    let functions = interface.exports(engine);
-                    names.extend(functions.map(|(function, _)| format!("{name}#{function}")));
+            let ComponentItem::ComponentInstance(interface) = item.ty else {
+                names.push(name.to_owned());
+                continue;
+            };
+            for (function, item) in interface.exports(engine) {
+                if matches!(item.ty, ComponentItem::ComponentFunc(_)) {
+                    names.push(format!("{name}#{function}"));
                 }
-                _ => names.push(name.to_owned()),
             }
         }
         names

@@ -2,37 +2,8 @@
 
 use std::fs;
 
+use crate::components::{NO_GREETING, component, doing};
 use crate::support::{Client, Server};
-
-/// A component of the world in `wit/`, around a core module in WebAssembly's text format. The text
-/// has `greeting` and `handle` and a memory; what they return is the address of a result.
-fn component(functions: &str) -> Vec<u8> {
-    use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
-    use wit_parser::Resolve;
-
-    let mut module = wat::parse_str(format!(
-        r#"(module
-            (memory (export "memory") 1)
-            (table $table 1 funcref)
-            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
-            {functions}
-            (export "airlock:line/handler@0.1.0#greeting" (func $greeting))
-            (export "airlock:line/handler@0.1.0#handle-line" (func $handle)))"#
-    ))
-    .unwrap();
-    let mut resolve = Resolve::default();
-    let (package, _) = resolve
-        .push_path(crate::support::root().join("wit"))
-        .unwrap();
-    let world = resolve.select_world(&[package], None).unwrap();
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
-    let mut encoder = ComponentEncoder::default();
-    encoder.module(&module).unwrap();
-    encoder.encode().unwrap()
-}
-
-/// `none`: memory is zero.
-const NO_GREETING: &str = "(func $greeting (result i32) i32.const 0)";
 
 /// A reply whose text is at `pointer` with `length`, both written at address 64.
 fn replying(pointer: u32, length: u32) -> String {
@@ -51,13 +22,6 @@ fn returning(address: u32) -> String {
         "{NO_GREETING}
         (data (i32.const 256) \"\\07\")
         (func $handle (param i32 i32) (result i32) i32.const {address})"
-    )
-}
-
-fn doing(code: &str) -> String {
-    format!(
-        "{NO_GREETING}
-        (func $handle (param i32 i32) (result i32) {code} i32.const 0)"
     )
 }
 

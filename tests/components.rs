@@ -1,0 +1,79 @@
+//! Components made for a test: from WebAssembly's text format, or from the greeter.
+
+/// A component of the world in `wit/`, around a core module in WebAssembly's text format. The text
+/// has `greeting` and `handle`, and may use a table and a memory; what they return is the address of
+/// a result.
+pub(crate) fn component(functions: &str) -> Vec<u8> {
+    component_with_memory(1, functions)
+}
+
+/// The same, with a memory of this many pages of 64 KiB.
+pub(crate) fn component_with_memory(pages: u32, functions: &str) -> Vec<u8> {
+    use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+    use wit_parser::Resolve;
+
+    let mut module = wat::parse_str(format!(
+        r#"(module
+            (memory (export "memory") {pages})
+            (table $table 1 funcref)
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+            {functions}
+            (export "airlock:line/handler@0.1.0#greeting" (func $greeting))
+            (export "airlock:line/handler@0.1.0#handle-line" (func $handle)))"#
+    ))
+    .unwrap();
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve
+        .push_path(crate::support::root().join("wit"))
+        .unwrap();
+    let world = resolve.select_world(&[package], None).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    let mut encoder = ComponentEncoder::default();
+    encoder.module(&module).unwrap();
+    encoder.encode().unwrap()
+}
+
+/// `none`: memory is zero.
+pub(crate) const NO_GREETING: &str = "(func $greeting (result i32) i32.const 0)";
+
+/// Runs this code for each line, and replies with the text of length 0 at address 0.
+pub(crate) fn doing(code: &str) -> String {
+    format!(
+        "{NO_GREETING}
+        (func $handle (param i32 i32) (result i32) {code} i32.const 0)"
+    )
+}
+
+/// Answers nothing, and runs this code for its greeting.
+pub(crate) fn greeting_by(code: &str) -> String {
+    format!(
+        "(func $greeting (result i32) {code} i32.const 0)
+        (func $handle (param i32 i32) (result i32) i32.const 0)"
+    )
+}
+
+/// A greeter that answers `Howdy, NAME!`: the same component with another text in it.
+pub(crate) fn howdy() -> Vec<u8> {
+    const HELLO: &[u8] = b"Hello, ";
+    const HOWDY: &[u8] = b"Howdy, ";
+    let mut component = airlock::GREETER.to_vec();
+    let places = component.windows(HELLO.len());
+    let places: Vec<_> = places
+        .enumerate()
+        .filter(|(_, bytes)| *bytes == HELLO)
+        .collect();
+    let &[(place, _)] = places.as_slice() else {
+        panic!("the greeter has `Hello, ` {} times", places.len());
+    };
+    component[place..place + HOWDY.len()].copy_from_slice(HOWDY);
+    component
+}
+
+/// The same component with other bytes: a custom section, which means nothing, is appended.
+pub(crate) fn stamped(component: &[u8], stamp: u32) -> Vec<u8> {
+    const NAME: &[u8] = b"stamp";
+    let stamp = stamp.to_le_bytes();
+    let length = 1 + NAME.len() + stamp.len();
+    let head = [0, length as u8, NAME.len() as u8];
+    [component, &head, NAME, &stamp].concat()
+}

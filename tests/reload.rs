@@ -1,0 +1,336 @@
+//! New versions of the guest, while the server serves.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use airlock::GREETER;
+use tempfile::TempDir;
+
+use crate::components::{component, component_with_memory, doing, greeting_by, howdy, stamped};
+use crate::support::{Server, eventually, run};
+
+/// A server whose guest's file can be changed.
+struct Changing {
+    server: Server,
+    folder: TempDir,
+}
+
+impl Changing {
+    fn start(options: &[&str]) -> Changing {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("guest.wasm");
+        fs::write(&file, GREETER).unwrap();
+        let guest = format!("--guest={}", file.display());
+        let server = Server::start(&[&[guest.as_str()], options].concat());
+        Changing { server, folder }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("guest.wasm")
+    }
+
+    /// Puts another file in its place, all at once.
+    fn replace(&self, component: &[u8]) {
+        put(&self.file(), component);
+    }
+
+    /// What a new connection is answered.
+    fn answer(&self) -> String {
+        self.server.greeted().ask("Ada")
+    }
+}
+
+fn put(file: &Path, component: &[u8]) {
+    let new = file.with_extension("new");
+    fs::write(&new, component).unwrap();
+    fs::rename(new, file).unwrap();
+}
+
+const NEW: &str = "new connections get a new version";
+const REFUSED: &str = "refused the new guest, version 1 stays";
+
+#[test]
+fn new_connections_get_the_new_version_and_open_ones_keep_theirs() {
+    let guest = Changing::start(&[]);
+    let mut open = guest.server.greeted();
+    assert_eq!(open.ask("Ada"), "Hello, Ada!");
+    guest.replace(&howdy());
+    guest.server.logged(&[NEW, "version=2"]);
+    assert_eq!(guest.answer(), "Howdy, Ada!");
+    assert_eq!(open.ask("Ada"), "Hello, Ada!");
+    guest
+        .server
+        .logged(&["accepted", "connection=1 ", "version=1"]);
+    guest
+        .server
+        .logged(&["accepted", "connection=2 ", "version=2"]);
+    let gone = |line: &String| line.contains("gone, with its last connection");
+    assert!(!guest.server.log().iter().any(gone));
+    open.send("exit\n");
+    guest
+        .server
+        .logged(&["gone, with its last connection", "version=1"]);
+}
+
+#[test]
+fn a_version_is_known_by_the_sum_that_sha256sum_prints() {
+    let guest = Changing::start(&[]);
+    let sum = || {
+        let output = run(Command::new("sha256sum").arg(guest.file()), b"");
+        let text = String::from_utf8(output.stdout).unwrap();
+        format!("sha256={}", text.split_once(' ').unwrap().0)
+    };
+    guest
+        .server
+        .logged(&["waiting for connections", "version=1", &sum()]);
+    guest.replace(&howdy());
+    guest.server.logged(&[NEW, "version=2", &sum()]);
+}
+
+#[test]
+fn it_does_not_matter_how_the_file_is_changed() {
+    let guest = Changing::start(&[]);
+    let file = guest.file();
+    // Written over, as `cp` does.
+    fs::write(&file, howdy()).unwrap();
+    guest.server.logged(&[NEW, "version=2"]);
+    // Removed and made anew, as cargo does.
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, stamped(GREETER, 3)).unwrap();
+    guest.server.logged(&[NEW, "version=3"]);
+    // With a backup, as editors do.
+    fs::rename(&file, file.with_extension("wasm~")).unwrap();
+    fs::write(&file, stamped(GREETER, 4)).unwrap();
+    guest.server.logged(&[NEW, "version=4"]);
+    // Another name for it, as `cargo build` makes one with a hard link.
+    fs::write(file.with_extension("other"), stamped(GREETER, 5)).unwrap();
+    fs::remove_file(&file).unwrap();
+    fs::hard_link(file.with_extension("other"), &file).unwrap();
+    guest.server.logged(&[NEW, "version=5"]);
+}
+
+#[test]
+fn links_on_the_way_to_the_file_may_be_repointed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (release, component) in [
+        ("1", GREETER.to_vec()),
+        ("2", howdy()),
+        ("3", stamped(GREETER, 3)),
+    ] {
+        fs::create_dir(at(release)).unwrap();
+        fs::write(at(release).join("guest.wasm"), component).unwrap();
+    }
+    let point = |link: &str, target: &str| {
+        symlink(target, at("link")).unwrap();
+        fs::rename(at("link"), at(link)).unwrap();
+    };
+    // app.wasm -> current/guest.wasm, current -> 1: both as releases and Kubernetes' volumes are.
+    point("current", "1");
+    point("app.wasm", "current/guest.wasm");
+    let server = Server::start(&["--guest", at("app.wasm").to_str().unwrap()]);
+    point("current", "2");
+    server.logged(&[NEW, "version=2"]);
+    point("app.wasm", "3/guest.wasm");
+    server.logged(&[NEW, "version=3"]);
+    // And what a link points to now is watched as well.
+    put(&at("3").join("guest.wasm"), &stamped(GREETER, 4));
+    server.logged(&[NEW, "version=4"]);
+}
+
+#[test]
+fn a_half_written_file_is_never_served() {
+    let guest = Changing::start(&[]);
+    let new = stamped(&howdy(), 2);
+    let mut file = fs::File::create(guest.file()).unwrap();
+    for part in new.chunks(new.len() / 20) {
+        file.write_all(part).unwrap();
+        // The writer is slow: some of its pauses are longer than what counts as the end.
+        thread::sleep(Duration::from_millis(part.len() as u64 % 2 * 30 + 40));
+        assert!(["Hello, Ada!", "Howdy, Ada!"].contains(&guest.answer().as_str()));
+    }
+    guest.server.logged(&[NEW, "version=2"]);
+    assert_eq!(guest.answer(), "Howdy, Ada!");
+    guest.replace(GREETER);
+    // No version was ever made of a part.
+    guest.server.logged(&[NEW, "version=3"]);
+}
+
+#[test]
+fn a_candidate_that_fails_any_step_is_refused_and_the_current_version_stays() {
+    let guest = Changing::start(&["--call-timeout=100ms"]);
+    let module = wat::parse_str("(module)").unwrap();
+    let empty = wat::parse_str("(component)").unwrap();
+    let asking = wat::parse_str("(component (import \"magic\" (func)))").unwrap();
+    for (candidate, why) in [
+        (b"#!/bin/sh".to_vec(), "it is not a WebAssembly component"),
+        (
+            GREETER[..GREETER.len() / 2].to_vec(),
+            "it cannot be compiled",
+        ),
+        (module, "it is a core WebAssembly module"),
+        (empty, "it does not export"),
+        (asking, "it asks for what Airlock does not offer"),
+        (
+            component(&greeting_by("unreachable")),
+            "it fails before its first line: wasm trap",
+        ),
+        (
+            component(&greeting_by("(loop $l br $l)")),
+            "a call took longer than 100ms",
+        ),
+        (
+            component_with_memory(1025, &doing("")),
+            "raise --guest-memory",
+        ),
+        (vec![0; 129 << 20], "it has more than 134217728 bytes"),
+    ] {
+        guest.replace(&candidate);
+        guest.server.logged(&["version 1 stays: ", why]);
+        assert_eq!(guest.answer(), "Hello, Ada!");
+    }
+    fs::remove_file(guest.file()).unwrap();
+    guest.server.signal("HUP");
+    guest
+        .server
+        .logged(&["cannot read the guest, version 1 stays"]);
+    guest.replace(&howdy());
+    guest.server.logged(&[NEW, "version=2"]);
+    assert_eq!(guest.answer(), "Howdy, Ada!");
+}
+
+#[test]
+fn without_watching_a_signal_reloads() {
+    let guest = Changing::start(&["--no-watch"]);
+    guest.replace(&howdy());
+    guest.server.signal("HUP");
+    guest.server.logged(&[NEW, "version=2"]);
+    assert_eq!(guest.answer(), "Howdy, Ada!");
+    guest.replace(b"broken");
+    guest.server.signal("HUP");
+    guest
+        .server
+        .logged(&["refused the new guest, version 2 stays"]);
+    guest.replace(&howdy());
+    guest.server.signal("HUP");
+    guest.server.logged(&["has not changed", "version=2"]);
+    let versions = guest.server.log();
+    assert_eq!(versions.iter().filter(|line| line.contains(NEW)).count(), 1);
+}
+
+#[test]
+fn the_built_in_greeter_survives_the_order_to_reload() {
+    let server = Server::start(&[]);
+    server.signal("HUP");
+    server.logged(&["nothing to reload", "--guest"]);
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+}
+
+#[test]
+fn a_canary_gets_its_share_and_is_promoted_when_its_time_is_over() {
+    let guest = Changing::start(&["--canary=25:3s"]);
+    guest.replace(&howdy());
+    guest
+        .server
+        .logged(&["trying a new version on a share", "version=2", "percent=25"]);
+    let answers: Vec<_> = (0..8).map(|_| guest.answer()).collect();
+    let howdy = |answer: &String| answer == "Howdy, Ada!";
+    let places: Vec<_> = (0..8).filter(|&n| howdy(&answers[n])).collect();
+    assert_eq!(places, [3, 7], "{answers:?}");
+    guest.server.logged(&[
+        "promoted",
+        "version=2",
+        "sessions=2",
+        "failures=0",
+        "current_sessions=6",
+    ]);
+    assert!((0..4).all(|_| howdy(&guest.answer())));
+    guest
+        .server
+        .logged(&["gone, with its last connection", "version=1"]);
+}
+
+#[test]
+fn a_canary_whose_sessions_fail_is_rolled_back_until_the_file_changes() {
+    let guest = Changing::start(&["--canary=50:1h"]);
+    let failing = component(&doing("unreachable"));
+    guest.replace(&failing);
+    guest
+        .server
+        .logged(&["trying a new version on a share", "version=2"]);
+    let (mut failed, mut served) = (0, 0);
+    for _ in 0..20 {
+        let mut client = guest.server.connect();
+        client.send("Ada\nexit\n");
+        match client.rest().as_str() {
+            "Welcome!\nHello, Ada!\n" => served += 1,
+            "error: the guest failed\n" => failed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((failed, served), (10, 10));
+    guest.server.logged(&[
+        "rolled back",
+        "version=2",
+        "failures=10",
+        "current_failures=0",
+    ]);
+    assert!((0..4).all(|_| guest.answer() == "Hello, Ada!"));
+    guest.server.signal("HUP");
+    guest.server.logged(&[REFUSED, "it has been rolled back"]);
+    guest.replace(&howdy());
+    guest
+        .server
+        .logged(&["trying a new version on a share", "version=3"]);
+    // The file goes back to what is current: so does everything.
+    guest.replace(GREETER);
+    guest.server.logged(&["withdrawn", "version=3"]);
+    assert!((0..4).all(|_| guest.answer() == "Hello, Ada!"));
+    // What was rolled back is tried again after another version was.
+    guest.replace(&failing);
+    guest
+        .server
+        .logged(&["trying a new version on a share", "version=4"]);
+}
+
+#[test]
+fn connections_of_a_version_that_was_replaced_long_ago_are_ended() {
+    let guest = Changing::start(&["--max-guest-age=200ms"]);
+    let mut old = guest.server.greeted();
+    assert_eq!(old.ask("Ada"), "Hello, Ada!");
+    guest.replace(&howdy());
+    guest.server.logged(&[NEW, "version=2"]);
+    let mut new = guest.server.greeted();
+    assert_eq!(old.rest(), "error: server is shutting down\n");
+    guest
+        .server
+        .logged(&["ending its connections", "version=1"]);
+    guest
+        .server
+        .logged(&["gone, with its last connection", "version=1"]);
+    assert_eq!(new.ask("Ada"), "Howdy, Ada!");
+}
+
+#[test]
+fn a_server_ends_in_the_middle_of_a_trial() {
+    let mut guest = Changing::start(&["--call-timeout=1h"]);
+    guest.replace(&component(&greeting_by("(loop $l br $l)")));
+    // Nothing announces that the trial has begun but its use of the processor.
+    let stat = format!("/proc/{}/stat", guest.server.id());
+    let ticks = || -> u64 {
+        let text = fs::read_to_string(&stat).unwrap();
+        // Fields 14 and 15, of which the second has a name in brackets: user and system time.
+        let fields: Vec<_> = text.rsplit(')').next().unwrap().split(' ').collect();
+        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    eventually("the candidate spins", || ticks() > before + 100);
+    assert_eq!(guest.answer(), "Hello, Ada!");
+    guest.server.signal("TERM");
+    assert_eq!(guest.server.ended().code(), Some(0));
+}
