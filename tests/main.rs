@@ -22,4 +22,5 @@ mod readme;
 mod refusals;
 mod reload;
 mod security;
+mod systemd;
 mod takeover;

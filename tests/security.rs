@@ -52,6 +52,7 @@ fn every_test_it_names_exists() {
     let mut sources = String::new();
     for folder in [
         "tests",
+        "tests/soak",
         "tests/walls",
         "host/src",
         "host/src/framing",

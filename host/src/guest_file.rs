@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::limits::COMPONENT_BYTES;
+use crate::limits::{COMPONENT_BYTES, GUEST_SETTLE_TIME};
 
 /// A component, not yet looked into.
 pub struct GuestFile {
@@ -62,7 +62,7 @@ impl fmt::Display for Digest {
 
 /// What changes when a file is written to, replaced, or when a link on the way to it is repointed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fingerprint {
+pub struct Fingerprint {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -71,7 +71,7 @@ pub(crate) struct Fingerprint {
 
 impl Fingerprint {
     /// `None` where there is no regular file now.
-    pub(crate) fn of(path: &Path) -> Option<Fingerprint> {
+    pub fn of(path: &Path) -> Option<Fingerprint> {
         let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         Some(Fingerprint {
             device: file.dev(),
@@ -81,13 +81,14 @@ impl Fingerprint {
         })
     }
 
-    /// Time since the file was last written to; none at all if its time lies in the future.
-    pub(crate) fn age(&self) -> Duration {
+    /// Whether the file was last written to so long ago that its writer has ended. One whose time
+    /// lies in the future is not old.
+    pub(crate) fn is_old(&self) -> bool {
         let (seconds, nanos) = self.modified;
         let modified = u64::try_from(seconds).map_or(SystemTime::UNIX_EPOCH, |seconds| {
             SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos as u32)
         });
-        modified.elapsed().unwrap_or_default()
+        modified.elapsed().is_ok_and(|age| age >= GUEST_SETTLE_TIME)
     }
 }
 

@@ -53,12 +53,14 @@ impl Trigger {
 }
 
 impl Reload {
-    /// Starts with what `versions` serves now, which was read from `policy.file`.
+    /// Starts with what `versions` serves now, which was read from `policy.file` when that was as
+    /// `seen`.
     ///
     /// # Errors
     /// The system has no room for another thread.
     pub fn start(
         policy: Policy,
+        seen: Option<Fingerprint>,
         runtime: Arc<Runtime>,
         versions: Arc<Versions>,
         shutdown: Shutdown,
@@ -83,7 +85,9 @@ impl Reload {
             versions,
             shutdown,
             watch,
-            seen: None,
+            // What was written just before may have been written to since.
+            seen: seen.filter(Fingerprint::is_old),
+            ordered: false,
             unsettled: None,
             rolled_back: None,
             replaced: Vec::new(),
@@ -149,6 +153,8 @@ struct Loader {
     watch: Option<Watch>,
     /// The file as it was when it was last loaded, whatever came of it.
     seen: Option<Fingerprint>,
+    /// A load was asked for and has not been done.
+    ordered: bool,
     /// The file as it is while it changes, and since when it is like that.
     unsettled: Option<(Fingerprint, Instant)>,
     /// What failed on connections; it is not tried again.
@@ -163,9 +169,7 @@ impl Loader {
             if let Some(watch) = &mut self.watch {
                 watch.follow(&self.policy.file);
             }
-            if self.policy.watch && self.has_changed(Instant::now()) {
-                self.load(false);
-            }
+            self.look(Instant::now());
             self.judge_candidate();
             self.retire_old();
             let orders = orders.wait(self.patience());
@@ -173,7 +177,8 @@ impl Loader {
                 return;
             }
             if orders.reload {
-                self.load(true);
+                self.ordered = true;
+                supervisor::reloading();
             }
         }
     }
@@ -181,7 +186,7 @@ impl Loader {
     /// How long nothing needs to be done, if nothing happens.
     fn patience(&self) -> Duration {
         let mut time = GUEST_LOOK_TIME;
-        if self.unsettled.is_some() {
+        if self.unsettled.is_some() || self.ordered {
             time = time.min(GUEST_SETTLE_TIME);
         }
         if self.versions.candidate().is_some() {
@@ -192,42 +197,53 @@ impl Loader {
         time.min(next.unwrap_or(time))
     }
 
-    /// Whether the file is another than the one last loaded, and has stopped changing.
-    fn has_changed(&mut self, now: Instant) -> bool {
-        let file = Fingerprint::of(&self.policy.file).filter(|file| Some(*file) != self.seen);
-        let Some(file) = file else {
-            // Also when there is none: whoever removed it is about to put another there.
+    /// Loads the file if there is a reason to, and if it has stopped changing.
+    fn look(&mut self, now: Instant) {
+        let file = Fingerprint::of(&self.policy.file);
+        // Whoever removed a file is about to put another there.
+        let changed = self.policy.watch && file.is_some() && file != self.seen;
+        if !self.ordered && !changed {
             self.unsettled = None;
-            return false;
-        };
+        } else if file.is_none_or(|file| self.has_settled(file, now)) {
+            self.load();
+        }
+    }
+
+    fn has_settled(&mut self, file: Fingerprint, now: Instant) -> bool {
         let since = match self.unsettled {
             Some((same, since)) if same == file => since,
             _ => now,
         };
         self.unsettled = Some((file, since));
-        now - since >= GUEST_SETTLE_TIME || file.age() >= GUEST_SETTLE_TIME
+        now - since >= GUEST_SETTLE_TIME || file.is_old()
     }
 
-    fn load(&mut self, ordered: bool) {
+    fn load(&mut self) {
         let before = Fingerprint::of(&self.policy.file);
-        let file = GuestFile::read(&self.policy.file);
+        // Opening a pipe would wait for whoever writes to it.
+        let file = match before {
+            None if self.policy.file.exists() => Err(io::Error::other("it is no regular file")),
+            _ => GuestFile::read(&self.policy.file),
+        };
         if before != Fingerprint::of(&self.policy.file) {
             // It is being changed: soon again, when it has settled.
-            self.unsettled = before.map(|file| (file, Instant::now()));
             return;
         }
         self.seen = before;
         self.unsettled = None;
         match file {
-            Ok(file) => self.consider(&file, ordered),
+            Ok(file) => self.consider(&file),
             Err(error) => {
                 let (file, version) = (self.policy.file.display(), self.versions.current().number);
                 tracing::error!(%file, "cannot read the guest, version {version} stays: {error}");
             }
         }
+        if std::mem::take(&mut self.ordered) {
+            supervisor::ready();
+        }
     }
 
-    fn consider(&mut self, file: &GuestFile, ordered: bool) {
+    fn consider(&mut self, file: &GuestFile) {
         let sha256 = file.digest;
         if self
             .versions
@@ -245,7 +261,7 @@ impl Loader {
                     "withdrawn: the file is the current version's again"
                 );
                 self.grow_old(&candidate);
-            } else if ordered {
+            } else if self.ordered {
                 tracing::info!(version = current.number, %sha256, "the guest's file has not changed");
             }
             return;
@@ -254,14 +270,12 @@ impl Loader {
             tracing::warn!(%sha256, "refused the new guest, version {} stays: it has been rolled back", current.number);
             return;
         }
-        supervisor::reloading();
         match trial::run(&self.runtime, &file.bytes) {
             Ok(passed) => self.adopt(passed, sha256),
             Err(error) => {
                 tracing::error!(%sha256, "refused the new guest, version {} stays: {error}", current.number)
             }
         }
-        supervisor::ready();
     }
 
     fn adopt(&mut self, passed: Passed, sha256: Digest) {

@@ -85,13 +85,15 @@ pub fn run(
             },
         ),
         service,
+        told: Instant::now(),
         accepted: 0,
         refused: Recurring::default(),
         starved: Recurring::default(),
     };
     supervisor::ready();
     while shutdown.is_accepting() {
-        server.wait(Some(&listener), server.service.watchdog_pause)?;
+        let time = server.be_alive();
+        server.wait(Some(&listener), time)?;
         server.accept_all(&listener)?;
     }
     // It has the listener too.
@@ -105,6 +107,8 @@ struct Server<'a> {
     service: Arc<Service>,
     shutdown: &'a Shutdown,
     threads: Threads<Job>,
+    /// When the service manager last heard that this server is alive.
+    told: Instant,
     /// How many connections there have been: the id of the last one.
     accepted: u64,
     refused: Recurring,
@@ -144,9 +148,6 @@ struct Job {
 impl Server<'_> {
     /// Waits for a connection, the shutdown, or the end of `time`.
     fn wait(&self, listener: Option<&TcpListener>, time: Option<Duration>) -> io::Result<()> {
-        if self.service.watchdog_pause.is_some() {
-            supervisor::alive();
-        }
         let wake = self.shutdown.wake();
         let wake = PollFd::new(&wake, PollFlags::IN);
         let time = time.and_then(|time| Timespec::try_from(time).ok());
@@ -163,9 +164,23 @@ impl Server<'_> {
         }
     }
 
+    /// Tells the service manager that this thread is alive, if it is time to; telling it more often
+    /// would wait for it to listen. Returns how long it is until the next time.
+    fn be_alive(&mut self) -> Option<Duration> {
+        let pause = self.service.watchdog_pause?;
+        let since = self.told.elapsed();
+        if since < pause {
+            return Some(pause - since);
+        }
+        supervisor::alive();
+        self.told = Instant::now();
+        Some(pause)
+    }
+
     /// Accepts until nobody waits.
     fn accept_all(&mut self, listener: &TcpListener) -> io::Result<()> {
         while self.shutdown.is_accepting() {
+            self.be_alive();
             match listener.accept() {
                 Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) => match Errno::from_io_error(&error) {
@@ -239,7 +254,7 @@ impl Server<'_> {
         let _ = turn_away(stream, &mut refusal);
     }
 
-    fn end(self) -> Ended {
+    fn end(mut self) -> Ended {
         let time = self.service.runtime.limits.drain_time;
         if !self.shutdown.is_draining() {
             // Another process accepts, so there is no hurry: short conversations end by themselves.
@@ -263,17 +278,14 @@ impl Server<'_> {
     }
 
     /// Waits until every connection has closed, and returns how many have not after `time`.
-    fn wait_until_empty(&self, time: Duration) -> usize {
+    fn wait_until_empty(&mut self, time: Duration) -> usize {
         let deadline = Instant::now() + time;
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
-            let pause = self.service.watchdog_pause.unwrap_or(time_left);
+            let pause = self.be_alive().unwrap_or(time_left);
             let left = self.shutdown.wait_until_empty(pause.min(time_left));
             if left == 0 || time_left.is_zero() {
                 return left;
-            }
-            if self.service.watchdog_pause.is_some() {
-                supervisor::alive();
             }
         }
     }

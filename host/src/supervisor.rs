@@ -9,8 +9,8 @@ pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// A new version of the guest is being tried.
-pub(crate) fn reloading() {
+/// A reload that was asked for begins.
+pub fn reloading() {
     // The time is what tells systemd that this belongs to the reload it asked for.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),

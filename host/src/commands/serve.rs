@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use airlock::cli::Serve;
-use airlock::guest_file::GuestFile;
+use airlock::guest_file::{Fingerprint, GuestFile};
 use airlock::recording::Recordings;
 use airlock::reload::{Policy, Reload, Trigger};
 use airlock::sandbox::{Compiled, Runtime, Sandbox};
@@ -25,6 +25,8 @@ use super::read;
 pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<ExitCode> {
     let capacity = capacity::claim();
     let limits = options.limits(capacity).map_err(|error| anyhow!(error))?;
+    // Before it is read: when it changes from then on, it is read again.
+    let seen = options.guest.as_deref().and_then(Fingerprint::of);
     let guest = match &options.guest {
         None => GuestFile::from(GREETER.to_vec()),
         Some(path) => read(path)?,
@@ -53,7 +55,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
         watchdog_pause: supervisor::watchdog_pause(),
     };
     let (listener, door, offer) = listen(&options, from_systemd, &shutdown)?;
-    let reload = start_reload(&options, runtime, versions, &shutdown)?;
+    let reload = start_reload(&options, seen, runtime, versions, &shutdown)?;
     obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
     if options.listen.port() == 0 {
         // The one line on standard output, for whoever asked for a free port. A reader that has
@@ -123,6 +125,7 @@ fn is_wanted(wanted: SocketAddr, address: SocketAddr) -> bool {
 
 fn start_reload(
     options: &Serve,
+    seen: Option<Fingerprint>,
     runtime: Arc<Runtime>,
     versions: Arc<Versions>,
     shutdown: &Shutdown,
@@ -136,7 +139,7 @@ fn start_reload(
         canary: options.reload.canary,
         max_age: options.reload.max_guest_age.map(Into::into),
     };
-    Reload::start(policy, runtime, versions, shutdown.clone()).map(Some)
+    Reload::start(policy, seen, runtime, versions, shutdown.clone()).map(Some)
 }
 
 /// The first SIGINT or SIGTERM drains, a second one ends the process at once. SIGHUP reloads.
@@ -150,9 +153,13 @@ fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
                     _ if signal != SIGHUP && shutdown.is_draining() => process::exit(1),
                     _ if signal != SIGHUP => shutdown.drain(),
                     Some(reload) => reload.reload(),
-                    None => tracing::warn!(
-                        "nothing to reload: the greeter is built in, name a file with --guest"
-                    ),
+                    None => {
+                        supervisor::reloading();
+                        tracing::warn!(
+                            "nothing to reload: the greeter is built in, name a file with --guest"
+                        );
+                        supervisor::ready();
+                    }
                 }
             }
         })?;
