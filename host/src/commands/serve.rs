@@ -41,22 +41,26 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     })?;
     let versions = Arc::new(Versions::new(sandbox, guest.digest));
     drop(guest.bytes);
-    let recordings = options.record.as_ref().map(|folder| {
-        Recordings::new(folder.clone())
-            .with_context(|| format!("cannot record into `{}`", folder.display()))
-    });
+    let recordings = match options.record.clone() {
+        None => None,
+        Some(folder) => {
+            let cannot = format!("cannot record into `{}`", folder.display());
+            Some(Recordings::new(folder).context(cannot)?)
+        }
+    };
 
     let shutdown = Shutdown::new()?;
     let service = Service {
         runtime: Arc::clone(&runtime),
         versions: Arc::clone(&versions),
         framing: options.framing,
-        recordings: recordings.transpose()?,
+        recordings,
         watchdog_pause: supervisor::watchdog_pause(),
     };
-    let (listener, door, offer) = listen(&options, from_systemd, &shutdown)?;
     let reload = start_reload(&options, seen, runtime, versions, &shutdown)?;
     obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
+    // The last that can fail: from here on the process before this one may be without its door.
+    let (listener, door, offer) = listen(&options, from_systemd, &shutdown)?;
     if options.listen.port() == 0 {
         // The one line on standard output, for whoever asked for a free port. A reader that has
         // gone is no reason not to serve.
