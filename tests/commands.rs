@@ -9,7 +9,7 @@ use airlock::GREETER;
 use serde_json::Value;
 
 use crate::components::{component, component_with_memory, doing, greeting_by, howdy};
-use crate::support::{AIRLOCK, Server, guest, root, run};
+use crate::support::{AIRLOCK, Server, guest, installed, root, run};
 
 fn airlock(arguments: &[&str]) -> Output {
     run(Command::new(AIRLOCK).args(arguments), b"")
@@ -86,13 +86,27 @@ fn a_guest_that_answers_otherwise_is_shown_with_the_difference() {
     }
     let output = play("< Welcome!\n> Ada\n< Howdy, Ada!\n");
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
-    // No conversation at all is the operator's mistake, and so is a script that is none.
+    // A script that is none has failed, and the others are played.
     let output = play("Hello?");
     assert_eq!(output.status.code(), Some(1));
-    let stderr = text(&output.stderr);
+    let stdout = text(&output.stdout);
     assert!(
-        stderr.contains("ada.conv`: line 1: it starts with none of"),
-        "{stderr}"
+        stdout.contains("ada.conv\nline 1: it starts with none of"),
+        "{stdout}"
+    );
+    let missing = folder.path().join("missing.conv");
+    fs::write(&script, "< Welcome!\n").unwrap();
+    let output = airlock(&[
+        "test",
+        &howdy,
+        missing.to_str().unwrap(),
+        script.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let stdout = text(&output.stdout);
+    assert!(
+        stdout.ends_with("1 of 2 conversations as expected\n"),
+        "{stdout}"
     );
     assert_eq!(airlock(&["test", &howdy]).status.code(), Some(2));
 }
@@ -295,4 +309,41 @@ fn a_folder_that_cannot_be_recorded_into_is_said_at_the_start() {
         "{stderr}"
     );
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[test]
+fn on_a_full_disk_only_whole_exchanges_are_recorded() {
+    if !installed("unshare") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // A file system of three pages, in a mount namespace of its own.
+    let script = r#"mount -t tmpfs -o size=12k none "$1"
+        exec "$0" --record "$1""#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--map-root-user", "--mount", "sh", "-ec", script, AIRLOCK])
+        .arg(folder.path());
+    let server = Server::start_command(&mut command);
+    for _ in 0..4 {
+        let mut client = server.greeted();
+        for _ in 0..4 {
+            client.ask(&"x".repeat(1000));
+        }
+        client.send("exit\n");
+        client.rest();
+    }
+    server.logged(&["closed", "connection=4 "]);
+    server.logged(&["a conversation is not recorded, or not to its end"]);
+    let inside = format!("/proc/{}/root{}", server.id(), folder.path().display());
+    let files = conversations(Path::new(&inside));
+    assert!(!files.is_empty());
+    for file in files {
+        let recorded = fs::read_to_string(file).unwrap();
+        let last = recorded.lines().last().unwrap();
+        assert!(
+            recorded.ends_with('\n') && !last.starts_with('>'),
+            "{recorded}"
+        );
+    }
 }

@@ -334,3 +334,30 @@ fn a_server_ends_in_the_middle_of_a_trial() {
     guest.server.signal("TERM");
     assert_eq!(guest.server.ended().code(), Some(0));
 }
+
+#[test]
+fn a_new_version_that_found_no_memory_is_tried_again() {
+    // The greeter has 17 pages, a little more than 1 MiB.
+    let options = ["--guest-memory=2MiB", "--total-guest-memory=3MiB"];
+    let guest = Changing::start(&options);
+    let open = (guest.server.greeted(), guest.server.greeted());
+    guest.replace(&howdy());
+    guest.server.logged(&[REFUSED, "--total-guest-memory"]);
+    drop(open);
+    guest.server.logged(&[NEW, "version=2"]);
+    assert_eq!(guest.answer(), "Howdy, Ada!");
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_file_holds_nothing_up() {
+    let guest = Changing::start(&[]);
+    fs::remove_file(guest.file()).unwrap();
+    let made = Command::new("mkfifo").arg(guest.file()).status();
+    assert!(made.unwrap().success());
+    guest.server.signal("HUP");
+    guest
+        .server
+        .logged(&["cannot read the guest", "it is no regular file"]);
+    guest.replace(&howdy());
+    guest.server.logged(&[NEW, "version=2"]);
+}

@@ -142,3 +142,31 @@ fn processes_that_share_a_port_all_serve() {
         clients.push(client);
     }
 }
+
+#[test]
+fn a_signal_after_the_takeover_drains_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let option = format!("--takeover={}/airlock.sock", folder.path().display());
+    let mut old = Server::start(&[&option, "--drain-timeout=1h"]);
+    let mut idle = old.greeted();
+    let _new = Server::start(&[&option]);
+    old.logged(&["handed over"]);
+    old.signal("TERM");
+    assert_eq!(idle.rest(), "error: server is shutting down\n");
+    assert_eq!(old.ended().code(), Some(0));
+}
+
+#[test]
+fn a_path_that_is_too_long_is_said_with_the_limit() {
+    let path = format!("--takeover=/tmp/{}", "x".repeat(100));
+    let output = run(
+        Command::new(AIRLOCK).args(["--listen=127.0.0.1:0", &path]),
+        b"",
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("may have ") && text.contains(" bytes here"),
+        "{text}"
+    );
+}

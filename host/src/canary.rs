@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::limits::CANARY_FAILURES;
 
+const MOST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How a new version is tried: `--canary PERCENT:DURATION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -31,8 +33,8 @@ impl FromStr for Share {
         if !(1..=99).contains(&percent) {
             return Err(format!("{percent} is not a share: want 1 to 99 percent"));
         }
-        if time.is_zero() {
-            return Err("want more than no time at all".to_owned());
+        if time.is_zero() || time > MOST_TIME {
+            return Err("want a time up to a year".to_owned());
         }
         Ok(Share { percent, time })
     }

@@ -38,16 +38,17 @@ pub struct Capacity {
     pub guest_memory_bytes: u64,
 }
 
-/// Raises the soft limit of open files to the hard limit and returns the room there is.
+/// Raises the soft limit of open files to the hard limit and returns the room there is for
+/// connections that take `files` open files each.
 ///
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
-pub fn claim() -> Capacity {
-    let files = raise_open_files();
+pub fn claim(files: u64) -> Capacity {
+    let all_files = raise_open_files();
     let all_mappings = kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS);
     let bounds = [
         (
-            files.saturating_sub(SPARE_DESCRIPTORS),
+            all_files.saturating_sub(SPARE_DESCRIPTORS) / files,
             "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
         ),
         (all_mappings / mappings(1), "the sysctl `vm.max_map_count`"),

@@ -1,9 +1,9 @@
 //! The file a guest comes from: read whole and bounded, and known by its digest.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -25,10 +25,28 @@ impl GuestFile {
     /// # Errors
     /// It cannot be read, or has more than [`COMPONENT_BYTES`].
     pub fn read(path: &Path) -> io::Result<GuestFile> {
+        GuestFile::read_from(&File::open(path)?)
+    }
+
+    /// Reads a regular file, and nothing that would have to be waited for. Returns what it was like
+    /// before.
+    ///
+    /// # Errors
+    /// As above, and when it is no regular file.
+    pub(crate) fn read_regular(path: &Path) -> io::Result<(GuestFile, Fingerprint)> {
+        // Opening a pipe would wait for whoever writes to it.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        let fingerprint = Fingerprint::new(&file.metadata()?)
+            .ok_or_else(|| io::Error::other("it is no regular file"))?;
+        Ok((GuestFile::read_from(&file)?, fingerprint))
+    }
+
+    fn read_from(file: &File) -> io::Result<GuestFile> {
         let mut bytes = Vec::new();
-        File::open(path)?
-            .take(COMPONENT_BYTES + 1)
-            .read_to_end(&mut bytes)?;
+        file.take(COMPONENT_BYTES + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > COMPONENT_BYTES {
             let message = format!("it has more than {COMPONENT_BYTES} bytes");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
@@ -67,17 +85,23 @@ pub struct Fingerprint {
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
+    /// Also when the time above was set by hand.
+    changed: (i64, i64),
 }
 
 impl Fingerprint {
     /// `None` where there is no regular file now.
     pub fn of(path: &Path) -> Option<Fingerprint> {
-        let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-        Some(Fingerprint {
+        Fingerprint::new(&fs::metadata(path).ok()?)
+    }
+
+    fn new(file: &fs::Metadata) -> Option<Fingerprint> {
+        file.is_file().then(|| Fingerprint {
             device: file.dev(),
             inode: file.ino(),
             bytes: file.size(),
             modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
         })
     }
 

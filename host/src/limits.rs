@@ -145,9 +145,16 @@ pub const GUEST_SETTLE_TIME: Duration = Duration::from_millis(50);
 /// systems.
 pub const GUEST_LOOK_TIME: Duration = Duration::from_secs(2);
 
+/// How long it takes until a guest is tried again that could not be read, or for which there was no
+/// memory. Everything else stays wrong until the file changes.
+pub const GUEST_RETRY_TIME: Duration = Duration::from_secs(5);
+
 /// Failed sessions of a canary that are enough to roll it back before its time, if they are twice as
 /// frequent as the current version's. Fewer can be chance.
 pub const CANARY_FAILURES: u64 = 10;
+
+/// Bytes of a conversation that `airlock test` plays, and of what the guest says to it.
+pub const SCRIPT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bytes of one recorded conversation; the rest of it is not recorded.
 pub const RECORDING_BYTES: u64 = 1024 * 1024;

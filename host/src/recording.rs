@@ -10,11 +10,11 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
-use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES};
+use crate::limits::{ALL_RECORDINGS_BYTES, LOG_PAUSE, RECORDING_BYTES};
 use crate::server::Client;
 use crate::transcript::Capped;
 use crate::versions::Version;
@@ -66,25 +66,35 @@ impl Recordings {
             return None;
         }
         let path = self.folder.join(format!("{}-{id:08}.conv", self.prefix));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .inspect_err(|error| tracing::warn!(connection = id, "cannot be recorded: {error}"))
-            .ok()?;
-        let mut file = Accounted {
-            file,
-            bytes_paid: BLOCK_BYTES,
-            all_left: Arc::clone(&self.bytes_left),
-        };
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         let (peer, local) = (client.peer, client.local);
         let header = format!(
             "# {now} connection {id} from {peer} to {local}\n# guest version {} sha256 {}\n",
             version.number, version.digest
         );
-        file.write_all(header.as_bytes()).ok()?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        let mut file = match file {
+            Ok(file) => Accounted {
+                file,
+                bytes: 0,
+                bytes_paid: BLOCK_BYTES,
+                all_left: Arc::clone(&self.bytes_left),
+            },
+            Err(error) => {
+                self.bytes_left.fetch_add(BLOCK_BYTES, Ordering::Relaxed);
+                cannot_record(&error);
+                return None;
+            }
+        };
+        if file.write_all(header.as_bytes()).is_err() {
+            // Better none than an empty one.
+            let _ = fs::remove_file(path);
+            return None;
+        }
         Some(Capped::new(file, RECORDING_BYTES))
     }
 }
@@ -92,24 +102,42 @@ impl Recordings {
 /// A file whose bytes count against those of all.
 pub struct Accounted {
     file: File,
-    /// Counted, and not yet written.
+    bytes: u64,
+    /// Counted against all.
     bytes_paid: u64,
     all_left: Arc<AtomicU64>,
 }
 
 impl Write for Accounted {
+    /// All of them or none: a conversation that is cut in the middle of a line is none.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let unpaid = (bytes.len() as u64).saturating_sub(self.bytes_paid);
+        let after = self.bytes + bytes.len() as u64;
+        let unpaid = after.saturating_sub(self.bytes_paid);
         if unpaid > 0 && !take(&self.all_left, unpaid) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let count = self.file.write(bytes)?;
-        self.bytes_paid = (self.bytes_paid + unpaid).saturating_sub(count as u64);
-        Ok(count)
+        self.bytes_paid += unpaid;
+        if let Err(error) = self.file.write_all(bytes) {
+            let _ = self.file.set_len(self.bytes);
+            cannot_record(&error);
+            return Err(error);
+        }
+        self.bytes = after;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The reason is the same for every connection, a full disk for instance: said once in a while.
+fn cannot_record(error: &io::Error) {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.is_none_or(|said| said.elapsed() >= LOG_PAUSE) {
+        *said = Some(Instant::now());
+        tracing::warn!("a conversation is not recorded, or not to its end: {error}");
     }
 }
 

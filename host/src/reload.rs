@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use crate::canary::{Share, Verdict};
 use crate::guest_file::{Digest, Fingerprint, GuestFile};
-use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_SETTLE_TIME};
-use crate::sandbox::Runtime;
+use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME};
+use crate::sandbox::{Refused, Runtime};
+use crate::session::GuestError;
 use crate::shutdown::Shutdown;
 use crate::supervisor;
-use crate::trial::{self, Passed};
+use crate::trial::{self, Failed, Passed};
 use crate::versions::{Version, Versions};
 use crate::watch::Watch;
 
@@ -87,6 +88,7 @@ impl Reload {
             watch,
             // What was written just before may have been written to since.
             seen: seen.filter(Fingerprint::is_old),
+            again: None,
             ordered: false,
             unsettled: None,
             rolled_back: None,
@@ -153,6 +155,8 @@ struct Loader {
     watch: Option<Watch>,
     /// The file as it was when it was last loaded, whatever came of it.
     seen: Option<Fingerprint>,
+    /// When the file is to be loaded again though it has not changed.
+    again: Option<Instant>,
     /// A load was asked for and has not been done.
     ordered: bool,
     /// The file as it is while it changes, and since when it is like that.
@@ -169,7 +173,10 @@ impl Loader {
             if let Some(watch) = &mut self.watch {
                 watch.follow(&self.policy.file);
             }
-            self.look(Instant::now());
+            // A server that ends needs nothing new.
+            if !self.shutdown.is_draining() {
+                self.look(Instant::now());
+            }
             self.judge_candidate();
             self.retire_old();
             let orders = orders.wait(self.patience());
@@ -199,6 +206,10 @@ impl Loader {
 
     /// Loads the file if there is a reason to, and if it has stopped changing.
     fn look(&mut self, now: Instant) {
+        if self.again.is_some_and(|again| now >= again) {
+            self.again = None;
+            self.seen = None;
+        }
         let file = Fingerprint::of(&self.policy.file);
         // Whoever removed a file is about to put another there.
         let changed = self.policy.watch && file.is_some() && file != self.seen;
@@ -219,28 +230,36 @@ impl Loader {
     }
 
     fn load(&mut self) {
-        let before = Fingerprint::of(&self.policy.file);
-        // Opening a pipe would wait for whoever writes to it.
-        let file = match before {
-            None if self.policy.file.exists() => Err(io::Error::other("it is no regular file")),
-            _ => GuestFile::read(&self.policy.file),
-        };
-        if before != Fingerprint::of(&self.policy.file) {
+        let result = GuestFile::read_regular(&self.policy.file);
+        if let Ok((_, before)) = result
+            && Some(before) != Fingerprint::of(&self.policy.file)
+        {
             // It is being changed: soon again, when it has settled.
             return;
         }
-        self.seen = before;
         self.unsettled = None;
-        match file {
-            Ok(file) => self.consider(&file),
+        self.again = None;
+        match result {
+            Ok((file, fingerprint)) => {
+                self.seen = Some(fingerprint);
+                self.consider(&file);
+            }
             Err(error) => {
+                self.seen = Fingerprint::of(&self.policy.file);
+                // It may become readable, and that does not show.
+                self.try_again();
                 let (file, version) = (self.policy.file.display(), self.versions.current().number);
                 tracing::error!(%file, "cannot read the guest, version {version} stays: {error}");
             }
         }
         if std::mem::take(&mut self.ordered) {
-            supervisor::ready();
+            supervisor::reloaded();
         }
+    }
+
+    /// What went wrong may go right later, with the same file.
+    fn try_again(&mut self) {
+        self.again = Some(Instant::now() + GUEST_RETRY_TIME);
     }
 
     fn consider(&mut self, file: &GuestFile) {
@@ -273,7 +292,11 @@ impl Loader {
         match trial::run(&self.runtime, &file.bytes) {
             Ok(passed) => self.adopt(passed, sha256),
             Err(error) => {
-                tracing::error!(%sha256, "refused the new guest, version {} stays: {error}", current.number)
+                // The guests that serve have all the memory there is for guests.
+                if matches!(error, Failed::Greeting(GuestError::Memory(Refused::Total))) {
+                    self.try_again();
+                }
+                tracing::error!(%sha256, "refused the new guest, version {} stays: {error}", current.number);
             }
         }
     }

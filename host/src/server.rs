@@ -220,6 +220,7 @@ impl Server<'_> {
             Err(full) => return self.refuse(&stream, &full.to_string()),
         };
         self.accepted = id;
+        place.begin();
         let client = Client {
             id,
             peer: canonical(peer),
@@ -259,12 +260,17 @@ impl Server<'_> {
         if !self.shutdown.is_draining() {
             // Another process accepts, so there is no hurry: short conversations end by themselves.
             tracing::info!("handed over: letting the open connections finish");
-            self.wait_until_empty(time);
+            self.wait_until(time, |shutdown, time| {
+                match shutdown.wait_until_empty_or_draining(time) {
+                    _ if shutdown.is_draining() => 0,
+                    left => left,
+                }
+            });
         }
         tracing::info!("shutting down: waiting for the messages in progress");
         supervisor::stopping();
         self.shutdown.drain();
-        match self.wait_until_empty(time) {
+        match self.wait_until(time, Shutdown::wait_until_empty) {
             0 => {
                 tracing::info!(connections = self.accepted, "stopped");
                 Ended::InTime
@@ -277,13 +283,13 @@ impl Server<'_> {
         }
     }
 
-    /// Waits until every connection has closed, and returns how many have not after `time`.
-    fn wait_until_empty(&mut self, time: Duration) -> usize {
+    /// Has `wait` wait for as long as something is left, or for `time`, and returns what is left.
+    fn wait_until(&mut self, time: Duration, wait: fn(&Shutdown, Duration) -> usize) -> usize {
         let deadline = Instant::now() + time;
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
             let pause = self.be_alive().unwrap_or(time_left);
-            let left = self.shutdown.wait_until_empty(pause.min(time_left));
+            let left = wait(self.shutdown, pause.min(time_left));
             if left == 0 || time_left.is_zero() {
                 return left;
             }

@@ -21,7 +21,8 @@ struct Shared {
     draining: AtomicBool,
     handed_over: AtomicBool,
     open: Mutex<Open>,
-    closed_one: Condvar,
+    /// The last connection has closed, or the drain has begun.
+    changed: Condvar,
     /// Becomes readable, for good, when nobody is accepted any more: `accept` waits for it too.
     wake: OwnedFd,
 }
@@ -75,7 +76,7 @@ impl Shutdown {
             draining: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             open: Mutex::default(),
-            closed_one: Condvar::new(),
+            changed: Condvar::new(),
             wake: eventfd(0, EventfdFlags::CLOEXEC)?,
         })))
     }
@@ -89,6 +90,7 @@ impl Shutdown {
         for connection in open.connections.values() {
             let _ = connection.stream.shutdown(Direction::Read);
         }
+        self.0.changed.notify_all();
         self.wake_up();
     }
 
@@ -168,9 +170,20 @@ impl Shutdown {
 
     /// Waits until every connection has closed, and returns how many have not after `time`.
     pub(crate) fn wait_until_empty(&self, time: Duration) -> usize {
+        self.wait(time, |_| true)
+    }
+
+    /// The same, but not beyond the beginning of a drain.
+    pub(crate) fn wait_until_empty_or_draining(&self, time: Duration) -> usize {
+        self.wait(time, |shutdown| !shutdown.is_draining())
+    }
+
+    fn wait(&self, time: Duration, patient: impl Fn(&Shutdown) -> bool) -> usize {
         self.0
-            .closed_one
-            .wait_timeout_while(self.open(), time, |open| !open.connections.is_empty())
+            .changed
+            .wait_timeout_while(self.open(), time, |open| {
+                !open.connections.is_empty() && patient(self)
+            })
             .unwrap_or_else(PoisonError::into_inner)
             .0
             .connections
@@ -212,7 +225,7 @@ impl Drop for Permit {
             }
         }
         if open.connections.is_empty() {
-            self.shutdown.0.closed_one.notify_all();
+            self.shutdown.0.changed.notify_all();
         }
     }
 }

@@ -1,25 +1,41 @@
 //! What the service manager is told, by systemd's `sd_notify`. Where there is none, nothing happens.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The server accepts connections, or has finished a reload.
-pub fn ready() {
+/// Between being ready and stopping. A reload is not spoken of before and after: to have finished
+/// one means to be ready.
+static SERVING: AtomicBool = AtomicBool::new(false);
+
+/// The server accepts connections.
+pub(crate) fn ready() {
+    SERVING.store(true, Ordering::SeqCst);
     tell(&[NotifyState::Ready]);
 }
 
 /// A reload that was asked for begins.
 pub fn reloading() {
-    // The time is what tells systemd that this belongs to the reload it asked for.
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+    if SERVING.load(Ordering::SeqCst) {
+        // The time is what tells systemd that this belongs to the reload it asked for.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            Err(_) => tell(&[NotifyState::Reloading]),
+        }
+    }
+}
+
+/// It has ended, whatever came of it.
+pub fn reloaded() {
+    if SERVING.load(Ordering::SeqCst) {
+        tell(&[NotifyState::Ready]);
     }
 }
 
 /// The server drains.
 pub(crate) fn stopping() {
+    SERVING.store(false, Ordering::SeqCst);
     tell(&[NotifyState::Stopping]);
 }
 

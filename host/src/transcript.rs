@@ -19,6 +19,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::conversation::{GUEST_FAILED, Handler, Outcome};
+use crate::limits::SCRIPT_BYTES;
 
 const CLOSE: &str = "<close";
 
@@ -102,7 +103,14 @@ pub fn write(lines: &[Line<'_>]) -> String {
 fn push(text: &mut String, mark: char, value: &str) {
     text.push(mark);
     if value.chars().any(|char| char.is_control() && char != '\t') {
-        text.push_str(&serde_json::Value::from(value).to_string());
+        // JSON leaves the later control characters as they are, and some terminals obey them.
+        for char in serde_json::Value::from(value).to_string().chars() {
+            if char.is_control() {
+                text.push_str(&format!("\\u{:04x}", u32::from(char)));
+            } else {
+                text.push(char);
+            }
+        }
     } else if !value.is_empty() {
         text.push(' ');
         text.push_str(value);
@@ -128,7 +136,7 @@ fn converse<H: Handler>(
     start: impl FnOnce() -> Result<H, H::Error>,
     played: &mut Vec<u8>,
 ) -> Result<(), H::Error> {
-    let mut guest = Recorder::start(played, start)?;
+    let mut guest = Recorder::start(Capped::new(played, SCRIPT_BYTES), start)?;
     guest.greeting()?;
     for line in script {
         if let Line::Sent(message) = line
@@ -287,6 +295,12 @@ mod tests {
         assert_eq!(parse(text), Ok(lines.to_vec()));
         assert_eq!(write(&lines), text.replace("# hi\n\n", ""));
         assert_eq!(parse(&text.replace('\n', "\r\n")), Ok(lines.to_vec()));
+    }
+
+    #[test]
+    fn no_control_character_reaches_a_terminal() {
+        let text = write(&[Line::Sent("a\u{9b}31m\u{7f}\x1b".into())]);
+        assert_eq!(text, ">\"a\\u009b31m\\u007f\\u001b\"\n");
     }
 
     #[test]

@@ -61,6 +61,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// There is room for the connection.
+    pub(crate) fn begin(&self) {
+        if let Some(tally) = &self.tally {
+            tally.begin();
+        }
+    }
+
     /// The guest has failed this connection.
     pub(crate) fn fail(&self) {
         if let Some(tally) = &self.tally {
@@ -118,7 +125,6 @@ impl Versions {
             Side::Current => (current, &canary.current),
             Side::Candidate => (candidate, &canary.candidate),
         };
-        tally.begin();
         Place {
             version: Arc::clone(version),
             tally: Some(Arc::clone(tally)),

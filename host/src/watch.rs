@@ -17,6 +17,7 @@ const MOST_LINKS: usize = 40;
 /// Calls back until it is dropped.
 pub(crate) struct Watch {
     watcher: RecommendedWatcher,
+    watched: BTreeSet<PathBuf>,
 }
 
 impl Watch {
@@ -28,17 +29,26 @@ impl Watch {
                 changed();
             }
         })?;
-        Ok(Watch { watcher })
+        Ok(Watch {
+            watcher,
+            watched: BTreeSet::new(),
+        })
     }
 
-    /// Watches the folders that decide now which file `path` is. Cheap where they are watched
-    /// already.
+    /// Watches the folders that decide now which file `path` is, and no others. Cheap where they are
+    /// watched already; one that was made anew is another folder, so it has to be said again.
     pub(crate) fn follow(&mut self, path: &Path) {
-        for folder in folders(path) {
-            if let Err(error) = self.watcher.watch(&folder, RecursiveMode::NonRecursive) {
+        let folders = folders(path);
+        for folder in self.watched.difference(&folders) {
+            // One that is gone is watched no more.
+            let _ = self.watcher.unwatch(folder);
+        }
+        for folder in &folders {
+            if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
                 tracing::debug!(folder = %folder.display(), "cannot be watched: {error}");
             }
         }
+        self.watched = folders;
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use airlock::capacity;
 use airlock::cli::Check;
 use airlock::guest_file::Digest;
+use airlock::logging::printable;
 use airlock::sandbox::{Compiled, Runtime};
 use airlock::trial::{self, Failed, Passed};
 use anyhow::{Result, anyhow};
@@ -21,7 +22,7 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode> {
     let environment = environment.map_err(|error| anyhow!(error))?;
     let limits = options
         .guest
-        .limits(1, capacity::claim().guest_memory_bytes);
+        .limits(1, capacity::claim(1).guest_memory_bytes);
     let runtime = Runtime::new(environment, limits, Compiled::Anew)?;
     let result = trial::run(&runtime, &file.bytes);
     let report = if options.json {
@@ -61,7 +62,7 @@ fn as_json(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> Val
 fn as_text(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> String {
     let head = format!("sha256       {sha256}\nsize         {bytes} bytes\n");
     match result {
-        Err(error) => format!("{head}refused      {error}\n"),
+        Err(error) => format!("{head}refused      {}\n", printable(&error.to_string())),
         Ok(passed) => {
             let greeting = passed.greeting.as_ref();
             let greeting = greeting.map_or("none".to_owned(), |text| format!("{text:?}"));
@@ -84,7 +85,7 @@ fn list(title: &str, names: &[String]) -> String {
     let titles = [title].into_iter().chain(std::iter::repeat(""));
     let lines = titles.zip(names);
     lines
-        .map(|(title, name)| format!("{title:12} {name}\n"))
+        .map(|(title, name)| format!("{title:12} {}\n", printable(name)))
         .collect()
 }
 

@@ -23,7 +23,10 @@ use signal_hook::iterator::Signals;
 use super::read;
 
 pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<ExitCode> {
-    let capacity = capacity::claim();
+    let capacity = capacity::claim(match options.record {
+        None => 1,
+        Some(_) => 2,
+    });
     let limits = options.limits(capacity).map_err(|error| anyhow!(error))?;
     // Before it is read: when it changes from then on, it is read again.
     let seen = options.guest.as_deref().and_then(Fingerprint::of);
@@ -59,18 +62,11 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     };
     let reload = start_reload(&options, seen, runtime, versions, &shutdown)?;
     obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
-    // The last that can fail: from here on the process before this one may be without its door.
-    let (listener, door, offer) = listen(&options, from_systemd, &shutdown)?;
+    let (listener, door) = listen(&options, from_systemd, &shutdown)?;
     if options.listen.port() == 0 {
         // The one line on standard output, for whoever asked for a free port. A reader that has
         // gone is no reason not to serve.
         let _ = writeln!(io::stdout(), "listening on {}", listener.local_addr()?);
-    }
-    if let Some(offer) = offer {
-        match offer.take() {
-            Ok(()) => tracing::info!("took the listener over"),
-            Err(error) => tracing::warn!("the process before this one has gone: {error}"),
-        }
     }
     match server::run(listener, door, service, &shutdown)? {
         Ended::InTime => Ok(ExitCode::SUCCESS),
@@ -79,35 +75,45 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
 }
 
 /// The listener: of the process before this one, of systemd, or our own; and the door through which
-/// the next process will come.
+/// the next process will come. The last step of a start: from a takeover on, this is the server.
 fn listen(
     options: &Serve,
     from_systemd: Option<TcpListener>,
     shutdown: &Shutdown,
-) -> Result<(TcpListener, Option<Door>, Option<Offer>)> {
+) -> Result<(TcpListener, Option<Door>)> {
     let Some(path) = &options.lifecycle.takeover else {
-        return Ok((own_listener(options, from_systemd)?, None, None));
+        return Ok((own_listener(options, from_systemd)?, None));
     };
-    let asked = Offer::ask(path);
-    let offer = asked.with_context(|| format!("cannot take over from `{}`", path.display()))?;
+    let place = path.display();
+    let offer = Offer::ask(path).with_context(|| format!("cannot take over from `{place}`"))?;
     let listener = match &offer {
         Some(offer) => {
             let theirs = offer.listener.local_addr()?;
-            if !is_wanted(options.listen, theirs) {
+            let wanted = options.listen;
+            if !is_wanted(wanted, theirs) {
                 bail!(
-                    "the process at `{}` listens on {theirs} and --listen says {}: stop it, or say \
-                     the same",
-                    path.display(),
-                    options.listen
+                    "the process at `{place}` listens on {theirs} and --listen says {wanted}: stop \
+                     it, or say the same"
                 );
             }
             offer.listener.try_clone()?
         }
         None => own_listener(options, from_systemd)?,
     };
-    let door = Door::open(path, &listener, shutdown.clone());
-    let door = door.with_context(|| format!("cannot open `{}` to the next", path.display()))?;
-    Ok((listener, Some(door), offer))
+    let door = Door::prepare(path, &listener, shutdown.clone())
+        .with_context(|| format!("cannot wait at `{place}` for the next process"))?;
+    if let Some(offer) = offer {
+        if shutdown.is_draining() {
+            bail!("told to end before it had taken over from `{place}`");
+        }
+        offer
+            .take()
+            .with_context(|| format!("the process at `{place}` has not handed over"))?;
+        tracing::info!("took the listener over");
+    }
+    let door = door.open();
+    let door = door.with_context(|| format!("cannot wait at `{place}` for the next process"))?;
+    Ok((listener, Some(door)))
 }
 
 fn own_listener(options: &Serve, from_systemd: Option<TcpListener>) -> Result<TcpListener> {
@@ -162,7 +168,7 @@ fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
                         tracing::warn!(
                             "nothing to reload: the greeter is built in, name a file with --guest"
                         );
-                        supervisor::ready();
+                        supervisor::reloaded();
                     }
                 }
             }

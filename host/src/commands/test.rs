@@ -1,18 +1,19 @@
 //! `airlock test`: plays conversations to a guest and compares what it answers.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use airlock::capacity;
 use airlock::cli::Test;
+use airlock::limits::SCRIPT_BYTES;
 use airlock::logging::printable;
 use airlock::sandbox::{Compiled, Runtime, Sandbox};
 use airlock::session::Session;
 use airlock::transcript;
 use airlock::trial::NOBODY;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use similar::TextDiff;
 
 use super::read;
@@ -24,18 +25,22 @@ pub(crate) fn run(options: &Test) -> Result<ExitCode> {
     let environment = environment.map_err(|error| anyhow!(error))?;
     let limits = options
         .guest
-        .limits(1, capacity::claim().guest_memory_bytes);
+        .limits(1, capacity::claim(1).guest_memory_bytes);
     let runtime = Runtime::new(environment, limits, Compiled::Cached)?;
     let sandbox = Sandbox::new(&runtime, &file.bytes)
         .with_context(|| format!("cannot serve `{}`", options.file.display()))?;
     let mut failed = 0;
     for script in &options.scripts {
         let name = script.display();
-        let report = match play(&sandbox, script).with_context(|| format!("`{name}`"))? {
-            None => format!("ok      {name}\n"),
-            Some(difference) => {
+        let report = match play(&sandbox, script) {
+            Ok(None) => format!("ok      {name}\n"),
+            Ok(Some(difference)) => {
                 failed += 1;
                 format!("FAILED  {name}\n{difference}")
+            }
+            Err(error) => {
+                failed += 1;
+                format!("FAILED  {name}\n{error:#}\n")
             }
         };
         io::stdout().write_all(report.as_bytes())?;
@@ -55,7 +60,13 @@ pub(crate) fn run(options: &Test) -> Result<ExitCode> {
 
 /// What is different, if anything.
 fn play(sandbox: &Sandbox, script: &Path) -> Result<Option<String>> {
-    let text = fs::read_to_string(script)?;
+    let mut text = String::new();
+    File::open(script)?
+        .take(SCRIPT_BYTES + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > SCRIPT_BYTES {
+        bail!("it has more than {SCRIPT_BYTES} bytes");
+    }
     let script = transcript::parse(&text)?;
     let expected = transcript::write(&script);
     let (played, failure) = transcript::play(&script, || Session::start(sandbox, NOBODY));
