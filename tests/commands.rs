@@ -199,6 +199,10 @@ fn a_check_says_why_a_guest_would_be_refused() {
     let output = airlock(&["check", "no such file"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).starts_with("airlock: cannot read the guest"));
+    let output = airlock(&["check", "--json", "no such file"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["accepted"], false);
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn what_does_not_end_within_the_drain_timeout_is_cut_with_status_1() {
     server.logged(&["spinning", "connection=1"]);
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(1));
-    server.logged(&["1 connections did not end in time and are cut"]);
+    server.logged(&["cut: they did not end in time", "connections=1"]);
     assert!(client.is_gone());
 }
 

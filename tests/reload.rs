@@ -307,6 +307,11 @@ fn connections_of_a_version_that_was_replaced_long_ago_are_ended() {
     guest.server.logged(&[NEW, "version=2"]);
     let mut new = guest.server.greeted();
     assert_eq!(old.rest(), "error: server is shutting down\n");
+    guest.server.logged(&[
+        "closed",
+        "connection=1 ",
+        "its version of the guest was replaced",
+    ]);
     guest
         .server
         .logged(&["ending its connections", "version=1"]);

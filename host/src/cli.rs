@@ -49,6 +49,7 @@ pub enum Command {
 
 /// The options of `airlock check`.
 #[derive(Debug, Args)]
+#[command(after_help = "The exit status is 0 when the guest would be served.")]
 pub struct Check {
     /// The component
     #[arg(value_name = "FILE.wasm")]
@@ -67,8 +68,9 @@ pub struct Check {
 #[derive(Debug, Args)]
 #[command(
     after_help = "In a conversation `> text` is sent to the guest, `< text` is expected from \
-    it, `<close` is its close, and `#` starts a comment. Guests and servers are the same: what \
-    --record wrote can be played."
+    it, `<close` expects its close, and `#` starts a comment. A text with control characters stands \
+    as a JSON string right after the mark: >\"two\\nlines\". What --record writes are such files. \
+    The exit status is 0 when the guest answers as expected."
 )]
 pub struct Test {
     /// The component
@@ -217,16 +219,22 @@ pub struct Serve {
 #[command(next_help_heading = "New versions of the guest")]
 pub struct ReloadOptions {
     /// Do not watch the guest's file; SIGHUP still loads it
-    #[arg(long, env = "AIRLOCK_NO_WATCH")]
+    #[arg(long, env = "AIRLOCK_NO_WATCH", requires = "guest")]
     pub no_watch: bool,
 
     /// Give a new version this share of the new connections first, for this long: 10:5m. If it fails
     /// more often than the current version, it is rolled back
-    #[arg(long, env = "AIRLOCK_CANARY", value_name = "PERCENT:TIME")]
+    #[arg(
+        long,
+        env = "AIRLOCK_CANARY",
+        value_name = "PERCENT:TIME",
+        requires = "guest"
+    )]
     pub canary: Option<Share>,
 
     /// End the connections of a version that was replaced this long ago [default: they may stay]
     #[arg(long, env = "AIRLOCK_MAX_GUEST_AGE", value_name = "TIME", value_parser = time)]
+    #[arg(requires = "guest")]
     pub max_guest_age: Option<humantime::Duration>,
 }
 

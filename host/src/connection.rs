@@ -46,6 +46,12 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
         _ => {}
     }
 
+    let reason = match &end {
+        End::ShuttingDown if !permit.is_draining() => {
+            "its version of the guest was replaced".to_owned()
+        }
+        _ => end.to_string(),
+    };
     let Conversation {
         lines,
         bytes_in,
@@ -55,12 +61,12 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
     if let End::GuestFailed(error) = &end {
         tracing::warn!(
             connection = id, peer = %client.peer, version = version.number, lines, bytes_in, bytes_out,
-            reason = %end, %error, "closed"
+            reason, %error, "closed"
         );
     } else {
         tracing::info!(
             connection = id, peer = %client.peer, version = version.number, lines, bytes_in, bytes_out,
-            reason = %end, "closed"
+            reason, "closed"
         );
     }
 }

@@ -272,11 +272,11 @@ impl Server<'_> {
         self.shutdown.drain();
         match self.wait_until(time, Shutdown::wait_until_empty) {
             0 => {
-                tracing::info!(connections = self.accepted, "stopped");
+                tracing::info!(served = self.accepted, "stopped");
                 Ended::InTime
             }
             left => {
-                tracing::error!("{left} connections did not end in time and are cut");
+                tracing::error!(connections = left, "cut: they did not end in time");
                 self.shutdown.cut();
                 Ended::Cut(left)
             }

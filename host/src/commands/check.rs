@@ -17,7 +17,14 @@ use super::read;
 
 /// The exit status is 0 when it would be served.
 pub(crate) fn run(options: &Check) -> Result<ExitCode> {
-    let file = read(&options.file)?;
+    let file = match read(&options.file) {
+        Err(error) if options.json => {
+            let report = json!({ "accepted": false, "reason": format!("{error:#}") });
+            writeln!(io::stdout(), "{report:#}")?;
+            return Ok(ExitCode::FAILURE);
+        }
+        file => file?,
+    };
     let environment = options.guest.environment();
     let environment = environment.map_err(|error| anyhow!(error))?;
     let limits = options
