@@ -4,11 +4,21 @@
 /// has `greeting` and `handle`, and may use a table and a memory; what they return is the address of
 /// a result.
 pub(crate) fn component(functions: &str) -> Vec<u8> {
-    component_with_memory(1, functions)
+    component_of("line-server", 1, functions)
 }
 
 /// The same, with a memory of this many pages of 64 KiB.
 pub(crate) fn component_with_memory(pages: u32, functions: &str) -> Vec<u8> {
+    component_of("line-server", pages, functions)
+}
+
+/// The same, and the text has `many` too: for lines that have arrived together.
+pub(crate) fn component_for_many_lines(functions: &str) -> Vec<u8> {
+    let export = r#"(export "airlock:line/batch@0.1.0#handle-lines" (func $many))"#;
+    component_of("batch-server", 1, &format!("{functions} {export}"))
+}
+
+fn component_of(world: &str, pages: u32, functions: &str) -> Vec<u8> {
     use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
     use wit_parser::Resolve;
 
@@ -26,7 +36,7 @@ pub(crate) fn component_with_memory(pages: u32, functions: &str) -> Vec<u8> {
     let (package, _) = resolve
         .push_path(crate::support::root().join("wit"))
         .unwrap();
-    let world = resolve.select_world(&[package], None).unwrap();
+    let world = resolve.select_world(&[package], Some(world)).unwrap();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
     let mut encoder = ComponentEncoder::default();
     encoder.module(&module).unwrap();

@@ -100,195 +100,282 @@ pub mod airlock {
 pub mod exports {
   pub mod airlock {
     pub mod line {
-      /// What a guest exports: the logic of the server.
+      /// What a guest may export beside `handler`: many lines in one call.
       ///
-      /// Calls never overlap: the shim makes the next one when the previous one has returned. Each call
-      /// has a time limit (`--call-timeout`). A call that traps, overruns it or asks for more memory than
-      /// `--guest-memory` ends its own connection with `error: the guest failed`, and no other.
+      /// A call costs more than most answers do. Where a client sends lines ahead of their replies, the
+      /// shim hands those that have arrived together over at once, and a guest can answer several times as
+      /// many. All other lines come through `handler`; a guest has to answer the same either way.
       #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
-      pub mod handler {
+      pub mod batch {
         #[used]
         #[doc(hidden)]
         static __FORCE_SECTION_REF: fn() =
         super::super::super::super::__link_custom_section_describing_imports;
         
         use super::super::super::super::_rt;
-        /// What the shim does after a line.
+        /// What has become of the lines.
         #[derive(Clone)]
-        pub enum Outcome {
-          /// Send this text to the client, then wait for the next line. The shim appends the line
-          /// ending, so the text carries none of its own.
-          Reply(_rt::String),
-          /// Send nothing and wait for the next line.
-          NoReply,
-          /// Send this text, if there is one, and close the connection.
-          Close(::core::option::Option<_rt::String>),
+        pub struct Answers {
+          /// The replies in the order of their lines, each with a line feed at its end.
+          pub replies: _rt::String,
+          /// How many of the lines have been handled, at least one. The others come again.
+          pub handled: u32,
+          /// Whether to close the connection when the replies are sent.
+          pub close: bool,
         }
-        impl ::core::fmt::Debug for Outcome {
+        impl ::core::fmt::Debug for Answers {
           fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-            match self {
-              Outcome::Reply(e) => {
-                f.debug_tuple("Outcome::Reply").field(e).finish()
-              }
-              Outcome::NoReply => {
-                f.debug_tuple("Outcome::NoReply").finish()
-              }
-              Outcome::Close(e) => {
-                f.debug_tuple("Outcome::Close").field(e).finish()
-              }
-            }
+            f.debug_struct("Answers").field("replies", &self.replies).field("handled", &self.handled).field("close", &self.close).finish()
           }
         }
         #[doc(hidden)]
         #[allow(non_snake_case, unused_unsafe)]
-        pub unsafe fn _export_greeting_cabi<T_: Guest>() -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-        _rt::run_ctors_once();let result0 = {
-          T_::greeting()
+        pub unsafe fn _export_handle_lines_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,arg2: i32,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+        _rt::run_ctors_once();let result1 = {
+          let len0 = arg1;
+          let bytes0 = _rt::Vec::from_raw_parts(arg0.cast(), len0, len0);
+          T_::handle_lines(_rt::string_lift(bytes0), arg2 as u32)
         };
-        let ptr1 = (&raw mut _RET_AREA.0).cast::<u8>();
-        match result0 {
-          Some(e) => {
-            *ptr1.add(0).cast::<u8>() = (1i32) as u8;
-            let vec2 = (e.into_bytes()).into_boxed_slice();
-            let ptr2 = vec2.as_ptr().cast::<u8>();
-            let len2 = vec2.len();
-            ::core::mem::forget(vec2);
-            *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len2;
-            *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr2.cast_mut();
-          },
-          None => {
-            {
-              *ptr1.add(0).cast::<u8>() = (0i32) as u8;
-            }
-          },
-        };ptr1
-      } }
-      #[doc(hidden)]
-      #[allow(non_snake_case)]
-      pub unsafe fn __post_return_greeting<T_: Guest>(arg0: *mut u8,) { unsafe {
-        let l0 = i32::from(*arg0.add(0).cast::<u8>());
-        match l0 {
-          0 => (),
-          _ => {
-            let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-            let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
-            _rt::cabi_dealloc(l1, l2, 1);
-          },
-        }
-      } }
-      #[doc(hidden)]
-      #[allow(non_snake_case, unused_unsafe)]
-      pub unsafe fn _export_handle_line_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-      _rt::run_ctors_once();let result1 = {
-        let len0 = arg1;
-        let bytes0 = _rt::Vec::from_raw_parts(arg0.cast(), len0, len0);
-        T_::handle_line(_rt::string_lift(bytes0))
-      };
-      let ptr2 = (&raw mut _RET_AREA.0).cast::<u8>();
-      match result1 {
-        Outcome::Reply(e) => {
-          *ptr2.add(0).cast::<u8>() = (0i32) as u8;
-          let vec3 = (e.into_bytes()).into_boxed_slice();
-          let ptr3 = vec3.as_ptr().cast::<u8>();
-          let len3 = vec3.len();
-          ::core::mem::forget(vec3);
-          *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len3;
-          *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr3.cast_mut();
-        },
-        Outcome::NoReply=> {
-          {
-            *ptr2.add(0).cast::<u8>() = (1i32) as u8;
-          }
-        }
-        Outcome::Close(e) => {
-          *ptr2.add(0).cast::<u8>() = (2i32) as u8;
-          match e {
-            Some(e) => {
-              *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
-              let vec4 = (e.into_bytes()).into_boxed_slice();
-              let ptr4 = vec4.as_ptr().cast::<u8>();
-              let len4 = vec4.len();
-              ::core::mem::forget(vec4);
-              *ptr2.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len4;
-              *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr4.cast_mut();
-            },
-            None => {
-              {
-                *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
-              }
-            },
-          };},
-        }
+        let ptr2 = (&raw mut _RET_AREA.0).cast::<u8>();
+        let Answers{ replies:replies3, handled:handled3, close:close3, } = result1;
+        let vec4 = (replies3.into_bytes()).into_boxed_slice();
+        let ptr4 = vec4.as_ptr().cast::<u8>();
+        let len4 = vec4.len();
+        ::core::mem::forget(vec4);
+        *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len4;
+        *ptr2.add(0).cast::<*mut u8>() = ptr4.cast_mut();
+        *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<i32>() = _rt::as_i32(handled3);
+        *ptr2.add(4+2*::core::mem::size_of::<*const u8>()).cast::<u8>() = (match close3 { true => 1, false => 0 }) as u8;
         ptr2
       } }
       #[doc(hidden)]
       #[allow(non_snake_case)]
-      pub unsafe fn __post_return_handle_line<T_: Guest>(arg0: *mut u8,) { unsafe {
-        let l0 = i32::from(*arg0.add(0).cast::<u8>());
-        match l0 {
-          0 => {
-            let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-            let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
-            _rt::cabi_dealloc(l1, l2, 1);
-          },
-          1 => (),
-          _ => {
-            let l3 = i32::from(*arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>());
-            match l3 {
-              0 => (),
-              _ => {
-                let l4 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-                let l5 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-                _rt::cabi_dealloc(l4, l5, 1);
-              },
-            }
-          },
-        }
+      pub unsafe fn __post_return_handle_lines<T_: Guest>(arg0: *mut u8,) { unsafe {
+        let l0 = *arg0.add(0).cast::<*mut u8>();
+        let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+        _rt::cabi_dealloc(l0, l1, 1);
       } }
       pub trait Guest {
-        /// Called once, when the connection has been accepted, before any line. The text goes out at
-        /// once; `none` sends nothing: the client speaks first.
+        /// `lines` are two or more lines, each with its line feed. None of the replies leaves before the
+        /// call returns, and its time limit is that of one line: so return before all are handled when
+        /// the replies have `enough` bytes, or when handling has taken a while.
         #[allow(async_fn_in_trait)]
-        fn greeting() -> ::core::option::Option<_rt::String>;
-        /// Called for every message, in the order of arrival. `line` comes without its line ending and
-        /// is never longer than `--max-line`; it can be empty.
-        #[allow(async_fn_in_trait)]
-        fn handle_line(line: _rt::String,) -> Outcome;
+        fn handle_lines(lines: _rt::String,enough: u32,) -> Answers;
       }
       #[doc(hidden)]
 
-      macro_rules! __export_airlock_line_handler_0_1_0_cabi{
+      macro_rules! __export_airlock_line_batch_0_1_0_cabi{
         ($ty:ident with_types_in $($path_to_types:tt)*) => (const _: () = {
 
-          #[unsafe(export_name = "airlock:line/handler@0.1.0#greeting")]
-          unsafe extern "C" fn export_greeting() -> *mut u8 {
-            unsafe { $($path_to_types)*::_export_greeting_cabi::<$ty>() }
+          #[unsafe(export_name = "airlock:line/batch@0.1.0#handle-lines")]
+          unsafe extern "C" fn export_handle_lines(arg0: *mut u8,arg1: usize,arg2: i32,) -> *mut u8 {
+            unsafe { $($path_to_types)*::_export_handle_lines_cabi::<$ty>(arg0, arg1, arg2) }
           }
-          #[unsafe(export_name = "cabi_post_airlock:line/handler@0.1.0#greeting")]
-          unsafe extern "C" fn _post_return_greeting(arg0: *mut u8,) {
-            unsafe { $($path_to_types)*::__post_return_greeting::<$ty>(arg0) }
-          }
-          #[unsafe(export_name = "airlock:line/handler@0.1.0#handle-line")]
-          unsafe extern "C" fn export_handle_line(arg0: *mut u8,arg1: usize,) -> *mut u8 {
-            unsafe { $($path_to_types)*::_export_handle_line_cabi::<$ty>(arg0, arg1) }
-          }
-          #[unsafe(export_name = "cabi_post_airlock:line/handler@0.1.0#handle-line")]
-          unsafe extern "C" fn _post_return_handle_line(arg0: *mut u8,) {
-            unsafe { $($path_to_types)*::__post_return_handle_line::<$ty>(arg0) }
+          #[unsafe(export_name = "cabi_post_airlock:line/batch@0.1.0#handle-lines")]
+          unsafe extern "C" fn _post_return_handle_lines(arg0: *mut u8,) {
+            unsafe { $($path_to_types)*::__post_return_handle_lines::<$ty>(arg0) }
           }
         };);
       }
       #[doc(hidden)]
-      pub(crate) use __export_airlock_line_handler_0_1_0_cabi;
+      pub(crate) use __export_airlock_line_batch_0_1_0_cabi;
 
       #[cfg_attr(target_pointer_width="64", repr(align(8)))]
       #[cfg_attr(target_pointer_width="32", repr(align(4)))]
-      struct _RetArea([::core::mem::MaybeUninit::<u8>; 4*::core::mem::size_of::<*const u8>()]);
-      static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 4*::core::mem::size_of::<*const u8>()]);
+      struct _RetArea([::core::mem::MaybeUninit::<u8>; 8+2*::core::mem::size_of::<*const u8>()]);
+      static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 8+2*::core::mem::size_of::<*const u8>()]);
 
     }
 
+    /// What a guest exports: the logic of the server.
+    ///
+    /// Calls never overlap: the shim makes the next one when the previous one has returned. Each call
+    /// has a time limit (`--call-timeout`). A call that traps, overruns it or asks for more memory than
+    /// `--guest-memory` ends its own connection with `error: the guest failed`, and no other.
+    #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+    pub mod handler {
+      #[used]
+      #[doc(hidden)]
+      static __FORCE_SECTION_REF: fn() =
+      super::super::super::super::__link_custom_section_describing_imports;
+      
+      use super::super::super::super::_rt;
+      /// What the shim does after a line.
+      #[derive(Clone)]
+      pub enum Outcome {
+        /// Send this text to the client, then wait for the next line. The shim appends the line
+        /// ending, so the text carries none of its own.
+        Reply(_rt::String),
+        /// Send nothing and wait for the next line.
+        NoReply,
+        /// Send this text, if there is one, and close the connection.
+        Close(::core::option::Option<_rt::String>),
+      }
+      impl ::core::fmt::Debug for Outcome {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          match self {
+            Outcome::Reply(e) => {
+              f.debug_tuple("Outcome::Reply").field(e).finish()
+            }
+            Outcome::NoReply => {
+              f.debug_tuple("Outcome::NoReply").finish()
+            }
+            Outcome::Close(e) => {
+              f.debug_tuple("Outcome::Close").field(e).finish()
+            }
+          }
+        }
+      }
+      #[doc(hidden)]
+      #[allow(non_snake_case, unused_unsafe)]
+      pub unsafe fn _export_greeting_cabi<T_: Guest>() -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+      _rt::run_ctors_once();let result0 = {
+        T_::greeting()
+      };
+      let ptr1 = (&raw mut _RET_AREA.0).cast::<u8>();
+      match result0 {
+        Some(e) => {
+          *ptr1.add(0).cast::<u8>() = (1i32) as u8;
+          let vec2 = (e.into_bytes()).into_boxed_slice();
+          let ptr2 = vec2.as_ptr().cast::<u8>();
+          let len2 = vec2.len();
+          ::core::mem::forget(vec2);
+          *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len2;
+          *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr2.cast_mut();
+        },
+        None => {
+          {
+            *ptr1.add(0).cast::<u8>() = (0i32) as u8;
+          }
+        },
+      };ptr1
+    } }
+    #[doc(hidden)]
+    #[allow(non_snake_case)]
+    pub unsafe fn __post_return_greeting<T_: Guest>(arg0: *mut u8,) { unsafe {
+      let l0 = i32::from(*arg0.add(0).cast::<u8>());
+      match l0 {
+        0 => (),
+        _ => {
+          let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          _rt::cabi_dealloc(l1, l2, 1);
+        },
+      }
+    } }
+    #[doc(hidden)]
+    #[allow(non_snake_case, unused_unsafe)]
+    pub unsafe fn _export_handle_line_cabi<T_: Guest>(arg0: *mut u8,arg1: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+    _rt::run_ctors_once();let result1 = {
+      let len0 = arg1;
+      let bytes0 = _rt::Vec::from_raw_parts(arg0.cast(), len0, len0);
+      T_::handle_line(_rt::string_lift(bytes0))
+    };
+    let ptr2 = (&raw mut _RET_AREA.0).cast::<u8>();
+    match result1 {
+      Outcome::Reply(e) => {
+        *ptr2.add(0).cast::<u8>() = (0i32) as u8;
+        let vec3 = (e.into_bytes()).into_boxed_slice();
+        let ptr3 = vec3.as_ptr().cast::<u8>();
+        let len3 = vec3.len();
+        ::core::mem::forget(vec3);
+        *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len3;
+        *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr3.cast_mut();
+      },
+      Outcome::NoReply=> {
+        {
+          *ptr2.add(0).cast::<u8>() = (1i32) as u8;
+        }
+      }
+      Outcome::Close(e) => {
+        *ptr2.add(0).cast::<u8>() = (2i32) as u8;
+        match e {
+          Some(e) => {
+            *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
+            let vec4 = (e.into_bytes()).into_boxed_slice();
+            let ptr4 = vec4.as_ptr().cast::<u8>();
+            let len4 = vec4.len();
+            ::core::mem::forget(vec4);
+            *ptr2.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len4;
+            *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr4.cast_mut();
+          },
+          None => {
+            {
+              *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
+            }
+          },
+        };},
+      }
+      ptr2
+    } }
+    #[doc(hidden)]
+    #[allow(non_snake_case)]
+    pub unsafe fn __post_return_handle_line<T_: Guest>(arg0: *mut u8,) { unsafe {
+      let l0 = i32::from(*arg0.add(0).cast::<u8>());
+      match l0 {
+        0 => {
+          let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          _rt::cabi_dealloc(l1, l2, 1);
+        },
+        1 => (),
+        _ => {
+          let l3 = i32::from(*arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>());
+          match l3 {
+            0 => (),
+            _ => {
+              let l4 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+              let l5 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+              _rt::cabi_dealloc(l4, l5, 1);
+            },
+          }
+        },
+      }
+    } }
+    pub trait Guest {
+      /// Called once, when the connection has been accepted, before any line. The text goes out at
+      /// once; `none` sends nothing: the client speaks first.
+      #[allow(async_fn_in_trait)]
+      fn greeting() -> ::core::option::Option<_rt::String>;
+      /// Called for every message, in the order of arrival. `line` comes without its line ending and
+      /// is never longer than `--max-line`; it can be empty.
+      #[allow(async_fn_in_trait)]
+      fn handle_line(line: _rt::String,) -> Outcome;
+    }
+    #[doc(hidden)]
+
+    macro_rules! __export_airlock_line_handler_0_1_0_cabi{
+      ($ty:ident with_types_in $($path_to_types:tt)*) => (const _: () = {
+
+        #[unsafe(export_name = "airlock:line/handler@0.1.0#greeting")]
+        unsafe extern "C" fn export_greeting() -> *mut u8 {
+          unsafe { $($path_to_types)*::_export_greeting_cabi::<$ty>() }
+        }
+        #[unsafe(export_name = "cabi_post_airlock:line/handler@0.1.0#greeting")]
+        unsafe extern "C" fn _post_return_greeting(arg0: *mut u8,) {
+          unsafe { $($path_to_types)*::__post_return_greeting::<$ty>(arg0) }
+        }
+        #[unsafe(export_name = "airlock:line/handler@0.1.0#handle-line")]
+        unsafe extern "C" fn export_handle_line(arg0: *mut u8,arg1: usize,) -> *mut u8 {
+          unsafe { $($path_to_types)*::_export_handle_line_cabi::<$ty>(arg0, arg1) }
+        }
+        #[unsafe(export_name = "cabi_post_airlock:line/handler@0.1.0#handle-line")]
+        unsafe extern "C" fn _post_return_handle_line(arg0: *mut u8,) {
+          unsafe { $($path_to_types)*::__post_return_handle_line::<$ty>(arg0) }
+        }
+      };);
+    }
+    #[doc(hidden)]
+    pub(crate) use __export_airlock_line_handler_0_1_0_cabi;
+
+    #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+    #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+    struct _RetArea([::core::mem::MaybeUninit::<u8>; 4*::core::mem::size_of::<*const u8>()]);
+    static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 4*::core::mem::size_of::<*const u8>()]);
+
   }
+
+}
 }
 }
 mod _rt {
@@ -306,6 +393,76 @@ mod _rt {
   #[cfg(target_arch = "wasm32")]
   pub fn run_ctors_once() {
     wit_bindgen::rt::run_ctors_once();
+  }
+  
+  pub fn as_i32<T: AsI32>(t: T) -> i32 {
+    t.as_i32()
+  }
+
+  pub trait AsI32 {
+    fn as_i32(self) -> i32;
+  }
+
+  impl<'a, T: Copy + AsI32> AsI32 for &'a T {
+    fn as_i32(self) -> i32 {
+      (*self).as_i32()
+    }
+  }
+  
+  impl AsI32 for i32 {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for u32 {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for i16 {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for u16 {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for i8 {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for u8 {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for char {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
+  }
+  
+  impl AsI32 for usize {
+    #[inline]
+    fn as_i32(self) -> i32 {
+      self as i32
+    }
   }
   pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
     if size == 0 {
@@ -339,29 +496,32 @@ mod _rt {
 #[allow(unused_macros)]
 #[doc(hidden)]
 
-macro_rules! __export_line_server_impl {
+macro_rules! __export_batch_server_impl {
   ($ty:ident) => (self::export!($ty with_types_in self););
   ($ty:ident with_types_in $($path_to_types_root:tt)*) => (
+  $($path_to_types_root)*::exports::airlock::line::batch::__export_airlock_line_batch_0_1_0_cabi!($ty with_types_in $($path_to_types_root)*::exports::airlock::line::batch);
   $($path_to_types_root)*::exports::airlock::line::handler::__export_airlock_line_handler_0_1_0_cabi!($ty with_types_in $($path_to_types_root)*::exports::airlock::line::handler);
   )
 }
 #[doc(inline)]
-pub(crate) use __export_line_server_impl as export;
+pub(crate) use __export_batch_server_impl as export;
 
 #[cfg(target_arch = "wasm32")]
-#[unsafe(link_section = "component-type:wit-bindgen:0.61.1:airlock:line@0.1.0:line-server:encoded world")]
+#[unsafe(link_section = "component-type:wit-bindgen:0.61.1:airlock:line@0.1.0:batch-server:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 387] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x81\x02\x01A\x02\x01\
-A\x04\x01B\x05\x01@\0\0w\x04\0\x02id\x01\0\x01@\0\0s\x04\0\x0cpeer-address\x01\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 499] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf0\x02\x01A\x02\x01\
+A\x06\x01B\x05\x01@\0\0w\x04\0\x02id\x01\0\x01@\0\0s\x04\0\x0cpeer-address\x01\x01\
 \x04\0\x0dlocal-address\x01\x01\x03\0\x1dairlock:line/connection@0.1.0\x05\0\x01\
-B\x07\x01ks\x01q\x03\x05reply\x01s\0\x08no-reply\0\0\x05close\x01\0\0\x04\0\x07o\
-utcome\x03\0\x01\x01@\0\0\0\x04\0\x08greeting\x01\x03\x01@\x01\x04lines\0\x02\x04\
-\0\x0bhandle-line\x01\x04\x04\0\x1aairlock:line/handler@0.1.0\x05\x01\x04\0\x1ea\
-irlock:line/line-server@0.1.0\x04\0\x0b\x11\x01\0\x0bline-server\x03\0\0\0G\x09p\
-roducers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\
-\x060.61.1";
+B\x04\x01r\x03\x07repliess\x07handledy\x05close\x7f\x04\0\x07answers\x03\0\0\x01\
+@\x02\x05liness\x06enoughy\0\x01\x04\0\x0chandle-lines\x01\x02\x04\0\x18airlock:\
+line/batch@0.1.0\x05\x01\x01B\x07\x01ks\x01q\x03\x05reply\x01s\0\x08no-reply\0\0\
+\x05close\x01\0\0\x04\0\x07outcome\x03\0\x01\x01@\0\0\0\x04\0\x08greeting\x01\x03\
+\x01@\x01\x04lines\0\x02\x04\0\x0bhandle-line\x01\x04\x04\0\x1aairlock:line/hand\
+ler@0.1.0\x05\x02\x04\0\x1fairlock:line/batch-server@0.1.0\x04\0\x0b\x12\x01\0\x0c\
+batch-server\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x07\
+0.258.3\x10wit-bindgen-rust\x060.61.1";
 
 #[inline(never)]
 #[doc(hidden)]

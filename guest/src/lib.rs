@@ -9,6 +9,7 @@
     reason = "a guest's standard error is the server's log"
 )]
 
+pub mod batch;
 pub mod greeting;
 pub mod settings;
 
@@ -19,6 +20,7 @@ mod bindings;
 use std::sync::LazyLock;
 use std::thread;
 
+use bindings::exports::airlock::line::batch::{self as many, Answers};
 use bindings::exports::airlock::line::handler::{Guest, Outcome};
 use greeting::Answer;
 use settings::Settings;
@@ -40,6 +42,24 @@ impl Guest for Greeter {
         match greeting::answer(&line) {
             Answer::Say(text) => Outcome::Reply(text),
             Answer::Goodbye => Outcome::Close(None),
+        }
+    }
+}
+
+/// The same for lines that have arrived together, in one call.
+impl many::Guest for Greeter {
+    fn handle_lines(lines: String, enough: u32) -> Answers {
+        let mut enough = enough as usize;
+        if !SETTINGS.delay.is_zero() {
+            // That is a while: the reply to one line leaves before the next is worked on.
+            thread::sleep(SETTINGS.delay);
+            enough = 0;
+        }
+        let batch = batch::answer_all(&lines, enough);
+        Answers {
+            replies: batch.replies,
+            handled: batch.handled,
+            close: batch.close,
         }
     }
 }

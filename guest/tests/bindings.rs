@@ -17,11 +17,20 @@ use wit_bindgen_rust::Opts;
 
 #[test]
 fn the_guests_bindings_are_current() {
+    compare("batch-server", "guest/src/bindings.rs");
+}
+
+#[test]
+fn the_bindings_of_the_tests_guests_are_current() {
+    compare("line-server", "tests/guests/bindings.rs");
+}
+
+fn compare(world: &str, file: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_path(root.join("wit")).expect("wit/ parses");
     let world = resolve
-        .select_world(&[package], Some("line-server"))
+        .select_world(&[package], Some(world))
         .expect("wit/ has the world");
     let mut files = Files::default();
     let options = Opts {
@@ -34,14 +43,14 @@ fn the_guests_bindings_are_current() {
         .expect("wit-bindgen generates");
     let (_, generated) = files.iter().next().expect("one file is generated");
 
-    let committed = root.join("guest/src/bindings.rs");
+    let committed = root.join(file);
     if std::env::var_os("AIRLOCK_BLESS").is_some() {
-        fs::write(&committed, generated).expect("guest/src/bindings.rs is written");
+        fs::write(&committed, generated).expect("it can be written");
     }
     let current = fs::read(&committed).unwrap_or_default();
     assert!(
         current == generated,
-        "guest/src/bindings.rs is not what wit/ gives: run \
-         `AIRLOCK_BLESS=1 cargo test -p guest --test bindings` and commit the result"
+        "{file} is not what wit/ gives: run `AIRLOCK_BLESS=1 cargo test -p guest --test bindings` \
+         and commit the result"
     );
 }

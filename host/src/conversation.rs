@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-use crate::framing::{Framing, Reader, Waiting, Writer};
+use crate::framing::{Framing, Reader, WRITE_BYTES, Waiting, Writer};
 use crate::limits::{self, Limits};
 
 /// What a client hears when the guest fails, and all it hears about it.
@@ -43,6 +43,21 @@ pub trait Handler {
     /// The guest failed; it must not be called again.
     fn handle_line(&mut self, line: &str) -> Result<Outcome, Self::Error>;
 
+    /// What to do about lines that have arrived together, where the handler can take more than one
+    /// at a time; then `lines` gives them, each with its line feed, if there are such lines. Replies
+    /// of `enough` bytes are enough.
+    ///
+    /// # Errors
+    /// The guest failed; it must not be called again.
+    fn handle_lines<'a>(
+        &mut self,
+        lines: impl FnOnce() -> Option<&'a str>,
+        enough: usize,
+    ) -> Result<Option<Answers>, Self::Error> {
+        let _ = (lines, enough);
+        Ok(None)
+    }
+
     /// Time since some moment, as precise as comes for free.
     fn clock(&self) -> Duration;
 }
@@ -56,6 +71,17 @@ pub enum Outcome {
     NoReply,
     /// Send this text, if there is one, and close.
     Close(Option<String>),
+}
+
+/// What a guest has made of several lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// Its replies, each with its line feed.
+    pub replies: String,
+    /// How many of the lines it has handled: at least one, and no more than there were.
+    pub handled: usize,
+    /// Whether it wants to close.
+    pub close: bool,
 }
 
 /// Why a conversation ended.
@@ -209,22 +235,9 @@ impl<'a, P: Peer> Conversation<'a, P> {
     /// Answers every message that was received, and says whether the guest has closed.
     fn answer<H: Handler>(&mut self, handler: &mut H) -> Result<bool, End<H::Error>> {
         let mut last_flush = handler.clock();
-        while let Some(message) = self.reader.next_message() {
-            self.lines += 1;
-            let ending = message.ending;
-            let outcome = match message.text {
-                Ok(line) => handler.handle_line(line).map_err(End::GuestFailed)?,
-                Err(refusal) => Outcome::Reply(refusal.to_string()),
-            };
-            match outcome {
-                Outcome::Reply(text) => self.writer.push(&text, ending),
-                Outcome::NoReply => {}
-                Outcome::Close(text) => {
-                    if let Some(text) = text {
-                        self.writer.push(&text, ending);
-                    }
-                    return Ok(true);
-                }
+        while let Some(guest_closed) = self.answer_next(handler)? {
+            if guest_closed {
+                return Ok(true);
             }
             // The replies to one read leave in one write, unless they grow large or the guest
             // takes its time.
@@ -235,6 +248,35 @@ impl<'a, P: Peer> Conversation<'a, P> {
             }
         }
         Ok(false)
+    }
+
+    /// Answers one message or, where the handler can, as many lines as have arrived. Says whether
+    /// the guest has closed, or nothing when there is no message.
+    fn answer_next<H: Handler>(&mut self, handler: &mut H) -> Result<Option<bool>, End<H::Error>> {
+        let answers = handler.handle_lines(|| self.reader.lines_at_hand(), WRITE_BYTES);
+        if let Some(answers) = answers.map_err(End::GuestFailed)? {
+            self.lines += self.reader.take_lines(answers.handled) as u64;
+            self.writer.push_lines(&answers.replies);
+            return Ok(Some(answers.close));
+        }
+        let Some(message) = self.reader.next_message() else {
+            return Ok(None);
+        };
+        self.lines += 1;
+        let ending = message.ending;
+        let outcome = match message.text {
+            Ok(line) => handler.handle_line(line).map_err(End::GuestFailed)?,
+            Err(refusal) => Outcome::Reply(refusal.to_string()),
+        };
+        let (text, close) = match outcome {
+            Outcome::Reply(text) => (Some(text), false),
+            Outcome::NoReply => (None, false),
+            Outcome::Close(text) => (text, true),
+        };
+        if let Some(text) = text {
+            self.writer.push(&text, ending);
+        }
+        Ok(Some(close))
     }
 
     fn flush<E>(&mut self) -> Result<(), End<E>> {

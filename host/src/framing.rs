@@ -20,8 +20,12 @@ const FIRST_BUFFER_BYTES: usize = 1024;
 /// returns this much spreads the cost of its system call over thousands of lines.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Lines that are handed over at once. More would not make them cheaper, and this much is looked at
+/// again for each line that cannot be handed over with others.
+const BATCH_BYTES: usize = 16 * 1024;
+
 /// Replies are handed to the writer when this much has been gathered.
-const WRITE_BYTES: usize = 64 * 1024;
+pub const WRITE_BYTES: usize = 64 * 1024;
 
 /// How a connection's bytes become messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,6 +173,43 @@ impl Reader {
         self.unfinished_line()
     }
 
+    /// Complete lines that have been read, with their line feeds, if there are two at least, one
+    /// after the other, that need nothing but to be handed on: they end in LF alone, are UTF-8, and
+    /// cannot be too long. They stay until [`Reader::take_lines`].
+    pub fn lines_at_hand(&self) -> Option<&str> {
+        if self.framing != Framing::Lines || self.discarding {
+            return None;
+        }
+        let most = self.max_line_bytes.min(BATCH_BYTES);
+        let bytes = &self.buffer[self.start..self.end.min(self.start.saturating_add(most))];
+        let bytes = &bytes[..memchr::memchr(b'\r', bytes).unwrap_or(bytes.len())];
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()?,
+        };
+        let last = memchr::memrchr(b'\n', text.as_bytes())?;
+        let two = memchr::memchr(b'\n', text.as_bytes()) < Some(last);
+        two.then_some(&text[..=last])
+    }
+
+    /// Counts the first `count` of the lines at hand as given out; fewer if there are fewer. Returns
+    /// how many that were.
+    pub fn take_lines(&mut self, count: usize) -> usize {
+        let bytes = &self.buffer[self.start..self.end];
+        let (mut taken, mut length) = (0, 0);
+        for newline in memchr::memchr_iter(b'\n', bytes).take(count) {
+            taken += 1;
+            length = newline + 1;
+        }
+        self.start += length;
+        self.scanned = self.scanned.max(self.start);
+        self.lines += taken as u64;
+        if taken > 0 {
+            self.ending = Ending::Lf;
+        }
+        taken
+    }
+
     /// What the bytes that were read wait for. Only the caller knows for how long.
     pub fn waiting(&self) -> Waiting {
         match self.framing {
@@ -299,6 +340,11 @@ impl Writer {
         self.buffer.extend_from_slice(ending.bytes());
     }
 
+    /// Adds replies that have their endings.
+    pub fn push_lines(&mut self, lines: &str) {
+        self.buffer.extend_from_slice(lines.as_bytes());
+    }
+
     /// Whether nothing waits to be written.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
@@ -315,7 +361,8 @@ impl Writer {
         if count > 0 {
             sink.write_all(&self.buffer)?;
             self.buffer.clear();
-            self.buffer.shrink_to(FIRST_BUFFER_BYTES);
+            // As much as last time may come again; what a burst took is given back.
+            self.buffer.shrink_to((count * 2).max(FIRST_BUFFER_BYTES));
         }
         Ok(count)
     }

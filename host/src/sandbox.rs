@@ -12,11 +12,12 @@ mod wasi;
 
 use std::sync::Arc;
 
-use wasmtime::Engine;
-use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre};
+use wasmtime::{Engine, Store};
 
-use crate::bindings::LineServerPre;
+use crate::bindings::batched::{Batch, BatchIndices};
+use crate::bindings::{LineServer, LineServerIndices};
 use crate::limits::{self, Limits};
 pub use memory::Refused;
 pub(crate) use runtime::ticks;
@@ -25,7 +26,10 @@ pub(crate) use wasi::{CallTimedOut, State};
 
 /// A guest that is ready to serve: one for all connections of its version.
 pub struct Sandbox {
-    pub(crate) pre: LineServerPre<State>,
+    pre: InstancePre<State>,
+    handler: LineServerIndices,
+    /// Not every guest takes many lines at once.
+    batch: Option<BatchIndices>,
     pub(crate) runtime: Arc<Runtime>,
     /// Linear memories of an instance.
     memories: u32,
@@ -88,12 +92,26 @@ impl Sandbox {
             .linker
             .instantiate_pre(&component)
             .map_err(reason(RejectedGuest::Imports))?;
-        let pre = LineServerPre::new(pre).map_err(reason(RejectedGuest::Exports))?;
+        let handler = LineServerIndices::new(&pre).map_err(reason(RejectedGuest::Exports))?;
         Ok(Sandbox {
+            handler,
+            batch: BatchIndices::new(&pre).ok(),
             pre,
             runtime: Arc::clone(runtime),
             memories,
         })
+    }
+
+    /// A fresh instance: its handler, and what it has for many lines at once.
+    pub(crate) fn instantiate(
+        &self,
+        store: &mut Store<State>,
+    ) -> wasmtime::Result<(LineServer, Option<Batch>)> {
+        let instance = self.pre.instantiate(&mut *store)?;
+        let handler = self.handler.load(&mut *store, &instance)?;
+        let batch = self.batch.as_ref();
+        let batch = batch.map(|batch| batch.load(&mut *store, &instance));
+        Ok((handler, batch.transpose()?))
     }
 
     /// Lowers the cap on connections where a guest has more than the one memory that was reckoned
@@ -104,7 +122,7 @@ impl Sandbox {
 
     /// The names of what it imports.
     pub fn imports(&self) -> Vec<String> {
-        let component = self.pre.instance_pre().component().component_type();
+        let component = self.pre.component().component_type();
         let imports = component.imports(&self.runtime.engine);
         imports.map(|(name, _)| name.to_owned()).collect()
     }
@@ -112,7 +130,7 @@ impl Sandbox {
     /// The names of what it exports: the functions of its interfaces.
     pub fn exports(&self) -> Vec<String> {
         let engine = &self.runtime.engine;
-        let component = self.pre.instance_pre().component().component_type();
+        let component = self.pre.component().component_type();
         let mut names = Vec::new();
         for (name, item) in component.exports(engine) {
             let ComponentItem::ComponentInstance(interface) = item.ty else {

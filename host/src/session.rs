@@ -9,8 +9,9 @@ use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::LineServer;
+use crate::bindings::batched::Batch;
 use crate::bindings::exports::airlock::line::handler;
-use crate::conversation::{Handler, Outcome};
+use crate::conversation::{Answers, Handler, Outcome};
 use crate::limits::{self, LOG_LINE_BYTES, Limits};
 use crate::sandbox::{self, CallTimedOut, Refused, Sandbox, State};
 use crate::server::Client;
@@ -19,6 +20,8 @@ use crate::server::Client;
 pub struct Session<'a> {
     store: Store<State>,
     guest: LineServer,
+    /// For many lines at once, where the guest has that.
+    batch: Option<Batch>,
     call_ticks: u64,
     limits: &'a Limits,
 }
@@ -40,6 +43,17 @@ pub enum GuestError {
         /// `--max-reply`.
         limit_bytes: usize,
     },
+    /// It says that it has handled none of several lines, or more than there were.
+    #[error("it says that it has handled {handled} of {count} lines")]
+    Count {
+        /// What it says.
+        handled: usize,
+        /// What it was given.
+        count: usize,
+    },
+    /// The last of its replies to several lines has no line feed.
+    #[error("its replies to several lines do not end with a line feed")]
+    Unended,
     /// It ended itself through `wasi:cli/exit`.
     #[error("it called exit with status {0}")]
     Exit(i32),
@@ -61,7 +75,7 @@ impl<'a> Session<'a> {
     /// The guest failed while it was initialised.
     pub fn start(sandbox: &'a Sandbox, client: Client) -> Result<Session<'a>, GuestError> {
         let limits = &sandbox.runtime.limits;
-        let mut store = Store::new(sandbox.pre.engine(), State::new(sandbox, client));
+        let mut store = Store::new(&sandbox.runtime.engine, State::new(sandbox, client));
         store.limiter(|state| &mut state.memory);
         // Bounds what the host allocates to receive a value, before its length is looked at. What a
         // guest prints is received the same way, 4 KiB at a time.
@@ -72,11 +86,12 @@ impl<'a> Session<'a> {
         store.set_hostcall_fuel(most_bytes);
         let call_ticks = sandbox::ticks(limits.call_time);
         start_call(&mut store, call_ticks);
-        let instantiated = sandbox.pre.instantiate(&mut store);
-        let guest = instantiated.map_err(|error| guest_error(&error, &store, limits))?;
+        let instantiated = sandbox.instantiate(&mut store);
+        let (guest, batch) = instantiated.map_err(|error| guest_error(&error, &store, limits))?;
         Ok(Session {
             store,
             guest,
+            batch,
             call_ticks,
             limits,
         })
@@ -130,6 +145,47 @@ impl Handler for Session<'_> {
             Outcome::Close(text) => text.as_deref(),
         })?;
         Ok(outcome)
+    }
+
+    fn handle_lines<'b>(
+        &mut self,
+        lines: impl FnOnce() -> Option<&'b str>,
+        enough: usize,
+    ) -> Result<Option<Answers>, GuestError> {
+        let Some((batch, lines)) = self
+            .batch
+            .as_ref()
+            .and_then(|batch| Some((batch, lines()?)))
+        else {
+            return Ok(None);
+        };
+        start_call(&mut self.store, self.call_ticks);
+        // So that one reply more than enough stays below what may be received from a guest at all.
+        let enough = enough.min(self.limits.reply_bytes);
+        let answers = batch
+            .airlock_line_batch()
+            .call_handle_lines(&mut self.store, lines, enough as u32)
+            .map_err(|error| guest_error(&error, &self.store, self.limits))?;
+        let most_bytes = self.limits.reply_bytes + enough;
+        if answers.replies.len() > most_bytes {
+            return Err(GuestError::ReplyTooLong {
+                bytes: answers.replies.len(),
+                limit_bytes: most_bytes,
+            });
+        }
+        let handled = answers.handled as usize;
+        let count = memchr::memchr_iter(b'\n', lines.as_bytes()).count();
+        if handled == 0 || handled > count {
+            return Err(GuestError::Count { handled, count });
+        }
+        if !answers.replies.is_empty() && !answers.replies.ends_with('\n') {
+            return Err(GuestError::Unended);
+        }
+        Ok(Some(Answers {
+            replies: answers.replies,
+            handled,
+            close: answers.close,
+        }))
     }
 
     /// Time since the server started, in whole ticks.

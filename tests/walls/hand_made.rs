@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::components::{NO_GREETING, component, doing};
+use crate::components::{NO_GREETING, component, component_for_many_lines, doing};
 use crate::support::{Client, Server};
 
 /// A reply whose text is at `pointer` with `length`, both written at address 64.
@@ -56,6 +56,51 @@ fn results_that_are_none_fail_the_guest() {
     ] {
         assert_fails(&component(&functions), cause);
     }
+}
+
+/// Answers several lines with `text`, and says that it has handled this many of them.
+fn answering_many(text: &str, handled: u32) -> Vec<u8> {
+    let length = text.len();
+    component_for_many_lines(&format!(
+        r#"{}
+        (data (i32.const 256) "{}")
+        (func $many (param i32 i32 i32) (result i32)
+            (i32.store (i32.const 64) (i32.const 256))
+            (i32.store (i32.const 68) (i32.const {length}))
+            (i32.store (i32.const 72) (i32.const {handled}))
+            i32.const 64)"#,
+        doing(""),
+        text.replace('\n', "\\0a"),
+    ))
+}
+
+#[test]
+fn answers_to_several_lines_that_are_none_fail_the_guest() {
+    let ask = |server: &Server| {
+        let mut client = server.connect();
+        // The first line decides the framing, and comes alone.
+        client.send("a\nb\nc\nd\n");
+        client.finish();
+        client.rest()
+    };
+    let right = server(&answering_many("x\ny\nz\n", 3), &[]);
+    assert_eq!(ask(&right), "\nx\ny\nz\n");
+    // It may handle some of them; the last one comes alone again.
+    let some = server(&answering_many("x\n", 2), &[]);
+    assert_eq!(ask(&some), "\nx\n\n");
+    for (text, handled, cause) in [
+        ("x\n", 0, "handled 0 of 3 lines"),
+        ("x\n", 4, "handled 4 of 3 lines"),
+        ("x\ny", 3, "do not end with a line feed"),
+    ] {
+        let server = server(&answering_many(text, handled), &[]);
+        assert_eq!(ask(&server), "\nerror: the guest failed\n", "{cause}");
+        server.logged(&["the guest failed", cause]);
+    }
+    let long = "x".repeat(200) + "\n";
+    let server = server(&answering_many(&long, 3), &["--max-reply=100"]);
+    assert_eq!(ask(&server), "\nerror: the guest failed\n");
+    server.logged(&["the guest failed", "--max-reply"]);
 }
 
 #[test]

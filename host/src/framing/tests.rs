@@ -12,18 +12,44 @@ type Owned = (Result<String, Refusal>, Ending);
 
 /// Every message of an input that arrives in the given pieces.
 fn messages(framing: Framing, pieces: &[&[u8]]) -> Vec<Owned> {
+    messages_by(framing, pieces, |reader, found| {
+        while let Some(message) = reader.next_message() {
+            found.push((message.text.map(str::to_owned), message.ending));
+        }
+    })
+}
+
+/// The same, by a way of taking those that have been read.
+fn messages_by(
+    framing: Framing,
+    pieces: &[&[u8]],
+    take: impl Fn(&mut Reader, &mut Vec<Owned>),
+) -> Vec<Owned> {
     let mut source = Pieces(pieces.iter().map(|piece| piece.to_vec()).collect());
     let mut reader = Reader::new(framing, MAX_LINE_BYTES);
     let mut found = Vec::new();
     loop {
-        while let Some(message) = reader.next_message() {
-            found.push((message.text.map(str::to_owned), message.ending));
-        }
+        take(&mut reader, &mut found);
         if reader.fill(&mut source).expect("pieces have no errors") == 0 {
-            while let Some(message) = reader.next_message() {
-                found.push((message.text.map(str::to_owned), message.ending));
-            }
+            take(&mut reader, &mut found);
             return found;
+        }
+    }
+}
+
+/// Takes lines that are at hand together, all but a few of them, and other messages one by one.
+fn take_together(reader: &mut Reader, found: &mut Vec<Owned>) {
+    loop {
+        if let Some(lines) = reader.lines_at_hand() {
+            let lines: Vec<_> = lines.split_terminator('\n').map(lf).collect();
+            assert!(lines.len() >= 2);
+            let count = 1 + found.len() % lines.len();
+            assert_eq!(reader.take_lines(count), count);
+            found.extend(lines.into_iter().take(count));
+        } else if let Some(message) = reader.next_message() {
+            found.push((message.text.map(str::to_owned), message.ending));
+        } else {
+            return;
         }
     }
 }
@@ -160,6 +186,31 @@ fn one_newline_makes_lines_for_good() {
 }
 
 #[test]
+fn lines_are_at_hand_up_to_the_first_that_needs_more_than_to_be_handed_on() {
+    for (input, expected) in [
+        ("a\nb\nc", Some("a\nb\n")),
+        ("a\nb\nc\r\nd\n", Some("a\nb\n")),
+        ("a\nb\n\u{e9}\n", Some("a\nb\n\u{e9}\n")),
+        ("a\n\n\n", Some("a\n\n\n")),
+        ("a\nb", None),
+        ("a\r\nb\nc\n", None),
+        ("ab", None),
+        // The last one might be too long.
+        ("a\nb\n12345678901234567\n", Some("a\nb\n")),
+    ] {
+        let mut reader = Reader::new(Framing::Lines, MAX_LINE_BYTES);
+        let mut source = input.as_bytes();
+        reader.fill(&mut source).expect("slices have no errors");
+        assert_eq!(reader.lines_at_hand(), expected, "{input:?}");
+    }
+    let mut reader = Reader::new(Framing::Lines, MAX_LINE_BYTES);
+    let mut source = &b"a\nb\n\xff\nc\n"[..];
+    reader.fill(&mut source).expect("slices have no errors");
+    assert_eq!(reader.lines_at_hand(), Some("a\nb\n"));
+    assert_eq!(reader.take_lines(9), 4, "all there are");
+}
+
+#[test]
 fn a_chunk_has_at_most_1024_bytes() {
     let found = messages(Framing::Chunks, &[&[b'x'; 2 * CHUNK_BYTES + 1], b"y"]);
     let sizes: Vec<_> = found
@@ -231,6 +282,7 @@ proptest! {
         let whole = messages(Framing::Lines, &[&input]);
         prop_assert_eq!(&messages(Framing::Lines, &pieces), &whole);
         prop_assert_eq!(&messages(Framing::Auto, &pieces), &whole);
+        prop_assert_eq!(&messages_by(Framing::Auto, &pieces, take_together), &whole);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Duration;
 
-use airlock_fuzz::conversation::{Conversation, End, Handler, Outcome, Peer};
+use airlock_fuzz::conversation::{Answers, Conversation, End, Handler, Outcome, Peer};
 use airlock_fuzz::framing::Framing;
 use airlock_fuzz::limits::Limits;
 use arbitrary::Arbitrary;
@@ -150,6 +150,30 @@ impl Handler for Guest<'_> {
                 return Err(());
             }
         })
+    }
+
+    /// Repeats some of them too, at least one.
+    fn handle_lines<'a>(
+        &mut self,
+        lines: impl FnOnce() -> Option<&'a str>,
+        enough: usize,
+    ) -> Result<Option<Answers>, ()> {
+        assert!(!self.failed, "a guest that has failed is called again");
+        if !self.outcomes.is_empty() {
+            return Ok(None);
+        }
+        let Some(lines) = lines() else {
+            return Ok(None);
+        };
+        let all = lines.split_inclusive('\n').count();
+        assert!(all >= 2 && lines.ends_with('\n') && !lines.contains('\r') && enough > 0);
+        let handled = 1 + lines.len() % all;
+        let replies = lines.split_inclusive('\n').take(handled).collect();
+        Ok(Some(Answers {
+            replies: self.say(replies),
+            handled,
+            close: false,
+        }))
     }
 
     fn clock(&self) -> Duration {

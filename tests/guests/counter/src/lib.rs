@@ -2,7 +2,7 @@
 //! connection. It greets nobody: the client speaks first.
 
 #[allow(warnings, reason = "generated: see guest/tests/bindings.rs")]
-#[path = "../../../../guest/src/bindings.rs"]
+#[path = "../../bindings.rs"]
 #[rustfmt::skip]
 mod bindings;
 

@@ -8,7 +8,7 @@
 )]
 
 #[allow(warnings, reason = "generated: see guest/tests/bindings.rs")]
-#[path = "../../../../guest/src/bindings.rs"]
+#[path = "../../bindings.rs"]
 #[rustfmt::skip]
 mod bindings;
 
