@@ -17,7 +17,7 @@ pub mod settings;
 #[rustfmt::skip]
 mod bindings;
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 use std::thread;
 
 use bindings::exports::airlock::line::batch::{self as many, Answers};
@@ -25,19 +25,23 @@ use bindings::exports::airlock::line::handler::{Guest, Outcome};
 use greeting::Answer;
 use settings::Settings;
 
-/// Read once for each connection, when it is greeted.
-static SETTINGS: LazyLock<Settings> = LazyLock::new(Settings::from_env);
+/// Read once for each connection, when it is greeted. (Not a `LazyLock`: that would call a function
+/// pointer, the only one on the way of a line, and the table of those is a page for each connection.)
+fn settings() -> &'static Settings {
+    static SETTINGS: OnceLock<Settings> = OnceLock::new();
+    SETTINGS.get_or_init(Settings::from_env)
+}
 
 struct Greeter;
 
 impl Guest for Greeter {
     fn greeting() -> Option<String> {
-        Some(SETTINGS.greeting.clone())
+        Some(settings().greeting.clone())
     }
 
     fn handle_line(line: String) -> Outcome {
-        if !SETTINGS.delay.is_zero() {
-            thread::sleep(SETTINGS.delay);
+        if !settings().delay.is_zero() {
+            thread::sleep(settings().delay);
         }
         match greeting::answer(&line) {
             Answer::Say(text) => Outcome::Reply(text),
@@ -50,9 +54,9 @@ impl Guest for Greeter {
 impl many::Guest for Greeter {
     fn handle_lines(lines: String, enough: u32) -> Answers {
         let mut enough = enough as usize;
-        if !SETTINGS.delay.is_zero() {
+        if !settings().delay.is_zero() {
             // That is a while: the reply to one line leaves before the next is worked on.
-            thread::sleep(SETTINGS.delay);
+            thread::sleep(settings().delay);
             enough = 0;
         }
         let batch = batch::answer_all(&lines, enough);
