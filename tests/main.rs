@@ -11,6 +11,7 @@ mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
+mod bench;
 mod build;
 mod commands;
 mod conversation;

@@ -107,7 +107,8 @@ fn kernel(name: &str) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-fn raise_open_files() -> u64 {
+/// Raises the soft limit of open files to the hard limit, and returns it.
+pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

@@ -1,12 +1,15 @@
 //! The command line, into finished settings. The only place that reads arguments and environment.
 
+mod bench;
+
 use std::env;
+use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::canary::Share;
@@ -14,6 +17,11 @@ use crate::capacity::Capacity;
 use crate::framing::Framing;
 use crate::limits::{self, Limits};
 use crate::logging::LogFormat;
+
+pub use bench::Bench;
+
+/// Has the guest's variables, one a line.
+const ENVIRONMENT: &str = "AIRLOCK_ENV";
 
 /// A TCP server whose logic is a sandboxed WebAssembly component.
 ///
@@ -45,6 +53,9 @@ pub enum Command {
     Test(Test),
     /// Serve, and record every conversation: the same as --record
     Record(Box<Record>),
+    /// Load a line server and measure what it takes; without an address, this server beside its
+    /// native twin
+    Bench(Bench),
 }
 
 /// The options of `airlock check`.
@@ -344,12 +355,22 @@ impl GuestOptions {
         if !self.variables.is_empty() {
             return Ok(self.variables.clone());
         }
-        let text = env::var("AIRLOCK_ENV").unwrap_or_default();
+        let text = env::var(ENVIRONMENT).unwrap_or_default();
         let lines = text.lines().filter(|line| !line.is_empty());
         lines
             .map(|line| variable(line).map_err(|error| format!("AIRLOCK_ENV: `{line}`: {error}")))
             .collect()
     }
+}
+
+/// The variables that set options of a server.
+pub fn variables() -> Vec<OsString> {
+    let command = Cli::command();
+    let options = command
+        .get_arguments()
+        .filter_map(|option| option.get_env());
+    let environment = OsString::from(ENVIRONMENT);
+    options.map(OsString::from).chain([environment]).collect()
 }
 
 fn bytes(size: ByteSize) -> usize {
@@ -434,8 +455,6 @@ fn time(text: &str) -> Result<humantime::Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -12,12 +12,14 @@
 //!
 //! New versions of the guest: [`reload`] notices a changed [`guest_file`], [`trial`] tries what is
 //! in it, [`canary`] judges it on a share of the connections. Conversations as files:
-//! [`transcript`], and [`recording`], which writes them.
+//! [`transcript`], and [`recording`], which writes them. Load on this server or another, and what it
+//! took: [`mod@bench`].
 //!
 //! At the edges: [`cli`] and [`logging`], [`capacity`] for what the machine allows, [`limits`] for
 //! every bound, [`shutdown`] for the end, [`takeover`] for the next process, [`supervisor`] for the
 //! service manager.
 
+pub mod bench;
 mod bindings;
 pub mod canary;
 pub mod capacity;

@@ -44,7 +44,8 @@ pub(crate) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// How often [`alive`] has to be said: twice in the time after which systemd gives a server up.
+/// How often the service manager has to hear that the server is alive: twice in the time after which
+/// systemd gives it up.
 pub fn watchdog_pause() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|time| time / 2)
 }

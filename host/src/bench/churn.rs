@@ -1,0 +1,230 @@
+//! Short conversations, one after the other: connect, hear the greeting, leave, hear the close.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Instant;
+
+use rustix::event::epoll::EventFlags as Flags;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::events::Events;
+use super::measured::Measured;
+use super::pace::Pace;
+use super::talk::{CHUNK, wrong};
+use super::{Fault, Plan};
+
+const GREETING: &str = "the greeting";
+const CLOSE: &str = "the close";
+
+/// Has so many conversations at once, until the end of the pace, and waits for the last to end. One
+/// that goes wrong has no other in its place.
+pub(super) fn visit(
+    plan: &Plan,
+    address: SocketAddr,
+    pace: Pace,
+    count: usize,
+) -> Result<Measured, Fault> {
+    let mut load = Load {
+        plan,
+        address,
+        pace,
+        events: Events::new(count)?,
+        visits: (0..count).map(|_| None).collect(),
+        idle: (0..count).rev().collect(),
+        under_way: 0,
+        begun: 0,
+        room: vec![0; CHUNK],
+        measured: Measured::new(),
+    };
+    load.run()?;
+    Ok(load.measured)
+}
+
+/// One conversation.
+struct Visit {
+    stream: TcpStream,
+    /// When it began, or should have.
+    since: Instant,
+    /// Bytes of the greeting.
+    heard: usize,
+    has_left: bool,
+}
+
+struct Load<'a> {
+    plan: &'a Plan,
+    address: SocketAddr,
+    pace: Pace,
+    events: Events,
+    visits: Vec<Option<Visit>>,
+    /// Places in `visits` for the next ones.
+    idle: Vec<usize>,
+    under_way: usize,
+    /// How many have begun.
+    begun: u64,
+    room: Vec<u8>,
+    measured: Measured,
+}
+
+impl Load<'_> {
+    fn run(&mut self) -> Result<(), Fault> {
+        while self.under_way + self.idle.len() > 0 {
+            let now = Instant::now();
+            let until = if now < self.pace.end {
+                self.begin_what_is_due(now)?
+            } else if self.under_way == 0 {
+                break;
+            } else if now < self.pace.end + self.plan.timeout {
+                self.pace.end + self.plan.timeout
+            } else {
+                self.give_up_the_silent();
+                break;
+            };
+            for event in 0..self.events.wait(until, self.pace)? {
+                self.go_on(self.events.number(event))?;
+            }
+        }
+        self.measured.unsent = self.pace.all().saturating_sub(self.begun);
+        Ok(())
+    }
+
+    /// Begins conversations, and returns when there is something to do again.
+    fn begin_what_is_due(&mut self, now: Instant) -> Result<Instant, Fault> {
+        while let Some(&place) = self.idle.last() {
+            let due = self.pace.due(self.begun);
+            if due > now {
+                return Ok(due.min(self.pace.end));
+            }
+            let since = if self.pace.is_fixed() {
+                due
+            } else {
+                Instant::now()
+            };
+            self.begun += 1;
+            self.idle.pop();
+            match self.begin(place, since) {
+                Ok(visit) => {
+                    self.visits[place] = Some(visit);
+                    self.under_way += 1;
+                }
+                Err(fault) => self.give_up(fault)?,
+            }
+        }
+        Ok(self.pace.end)
+    }
+
+    fn begin(&self, place: usize, since: Instant) -> Result<Visit, Fault> {
+        let domain = Domain::for_address(self.address);
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
+        socket.set_tcp_nodelay(true)?;
+        match socket.connect(&self.address.into()) {
+            Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => {
+                return Err(Fault::Connect(self.address, error));
+            }
+            _ => {}
+        }
+        // Without a greeting, it is the client's turn as soon as it is connected.
+        let flags = if self.plan.talk.greeting.is_empty() {
+            Flags::OUT
+        } else {
+            Flags::IN
+        };
+        self.events.add(&socket, place, flags)?;
+        Ok(Visit {
+            stream: socket.into(),
+            since,
+            heard: 0,
+            has_left: false,
+        })
+    }
+
+    fn go_on(&mut self, place: usize) -> Result<(), Fault> {
+        let Some(mut visit) = self.visits[place].take() else {
+            return Ok(());
+        };
+        match self.advance(place, &mut visit) {
+            Ok(false) => {
+                self.visits[place] = Some(visit);
+                return Ok(());
+            }
+            Ok(true) => {
+                let now = Instant::now();
+                let latency = now.saturating_duration_since(visit.since);
+                self.measured.note(1, latency);
+                self.measured.time = now.saturating_duration_since(self.pace.start);
+                self.idle.push(place);
+            }
+            Err(fault) => self.give_up(fault)?,
+        }
+        self.under_way -= 1;
+        Ok(())
+    }
+
+    /// Counts a conversation that went wrong.
+    fn give_up(&mut self, fault: Fault) -> Result<(), Fault> {
+        // Nobody listens, and that is all there is to say.
+        if matches!(fault, Fault::Connect(..)) && self.measured.answered == 0 {
+            return Err(fault);
+        }
+        self.measured.give_up(fault);
+        Ok(())
+    }
+
+    /// Takes the next step, and returns whether it was the last one.
+    fn advance(&mut self, place: usize, visit: &mut Visit) -> Result<bool, Fault> {
+        let talk = &self.plan.talk;
+        let greeting = &talk.greeting[visit.heard..];
+        if greeting.is_empty() && !visit.has_left {
+            self.leave(visit)?;
+            self.events.change(&visit.stream, place, Flags::IN)?;
+            return Ok(false);
+        }
+        let what = if visit.has_left { CLOSE } else { GREETING };
+        let count = match visit.stream.read(&mut self.room) {
+            Ok(0) if visit.has_left => return Ok(true),
+            Ok(0) => return Err(Fault::Closed(GREETING)),
+            Ok(count) => count,
+            Err(error) => {
+                return match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(false),
+                    ErrorKind::ConnectionRefused => Err(Fault::Connect(self.address, error)),
+                    _ => Err(Fault::Broken(what, error)),
+                };
+            }
+        };
+        let heard = &self.room[..count];
+        if visit.has_left {
+            return Err(wrong("the answer to the leave", heard, b""));
+        }
+        if !greeting.starts_with(heard) {
+            let line = [&talk.greeting[..visit.heard], heard].concat();
+            return Err(wrong(GREETING, &line, &talk.greeting));
+        }
+        visit.heard += count;
+        if visit.heard == talk.greeting.len() {
+            self.leave(visit)?;
+        }
+        Ok(false)
+    }
+
+    fn leave(&self, visit: &mut Visit) -> Result<(), Fault> {
+        visit.has_left = true;
+        let leave = &self.plan.talk.leave;
+        let left = if leave.is_empty() {
+            visit.stream.shutdown(Shutdown::Write)
+        } else {
+            // Into the empty buffer of a new socket.
+            visit.stream.write_all(leave)
+        };
+        left.map_err(|error| Fault::Broken(CLOSE, error))
+    }
+
+    fn give_up_the_silent(&mut self) {
+        for visit in self.visits.iter_mut().filter_map(Option::take) {
+            let what = if visit.has_left { CLOSE } else { GREETING };
+            self.measured
+                .give_up(Fault::Silent(what, self.plan.timeout));
+        }
+    }
+}

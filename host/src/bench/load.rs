@@ -1,0 +1,139 @@
+//! One run of load: its threads, and what they measured together.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use std::{fs, panic, thread};
+
+use super::measured::Measured;
+use super::pace::paces;
+use super::progress::{self, Progress};
+use super::{Fault, Mode, Plan, churn, cores, lines, open};
+
+/// The server that is loaded.
+pub(super) struct Target<'a> {
+    pub(super) address: SocketAddr,
+    /// Where the load runs; anywhere if this is empty.
+    pub(super) cores: &'a [usize],
+    /// Whose memory is measured, if the server is one of ours.
+    pub(super) process: Option<u32>,
+}
+
+pub(super) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<Measured, Fault> {
+    let counts = shares(plan.connections, plan.threads);
+    let all = |streams: Vec<_>| streams.into_iter().collect::<Result<Vec<_>, Fault>>();
+    if plan.mode == Mode::Churn {
+        let parts = counts.into_iter().zip(paces(plan, plan.duration)).collect();
+        return sum(on_threads(
+            target.cores,
+            progress,
+            parts,
+            |(count, pace)| churn::visit(plan, target.address, pace, count),
+        )?);
+    }
+    let before = resident_bytes(target.process);
+    let streams = all(on_threads(target.cores, progress, counts, |count| {
+        open::open(plan, target.address, count)
+    })?)?;
+    let mut grown = None;
+    let mut duration = plan.duration;
+    if plan.mode == Mode::Hold {
+        hold(duration, progress);
+        let after = resident_bytes(target.process);
+        grown = after.zip(before).map(|(after, before)| after - before);
+        // One line each, and no other after it.
+        duration = Duration::ZERO;
+    }
+    let parts = streams.into_iter().zip(paces(plan, duration)).collect();
+    let mut measured = sum(on_threads(
+        target.cores,
+        progress,
+        parts,
+        |(streams, pace)| lines::converse(plan, pace, streams),
+    )?)?;
+    measured.resident_bytes = grown.map(|grown| grown / plan.connections as f64);
+    Ok(measured)
+}
+
+fn hold(duration: Duration, progress: &Progress) {
+    let end = Instant::now() + duration;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        progress.tick();
+        thread::sleep(left.min(progress::PAUSE));
+    }
+}
+
+fn sum(parts: Vec<Result<Measured, Fault>>) -> Result<Measured, Fault> {
+    parts
+        .into_iter()
+        .try_fold(Measured::new(), |mut all, part| {
+            all.add(part?);
+            Ok(all)
+        })
+}
+
+/// As even as can be, and no thread without a connection.
+fn shares(connections: usize, threads: usize) -> Vec<usize> {
+    let threads = threads.min(connections);
+    (0..threads)
+        .map(|number| connections / threads + usize::from(number < connections % threads))
+        .collect()
+}
+
+/// Does the work of each part on a thread of its own.
+fn on_threads<T: Send, R: Send>(
+    cores: &[usize],
+    progress: &Progress,
+    parts: Vec<T>,
+    work: impl Fn(T) -> R + Sync,
+) -> io::Result<Vec<R>> {
+    let (sender, done) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (number, part) in parts.into_iter().enumerate() {
+            let (work, sender) = (&work, sender.clone());
+            let core = cores.get(number % cores.len().max(1)).copied();
+            let thread = thread::Builder::new().spawn_scoped(scope, move || {
+                // Dropped at the end, which is how the end is noticed.
+                let _running = sender;
+                core.map_or(Ok(()), |core| cores::pin(&[core]))?;
+                Ok(work(part))
+            })?;
+            threads.push(thread);
+        }
+        drop(sender);
+        while done.recv_timeout(progress::PAUSE) == Err(RecvTimeoutError::Timeout) {
+            progress.tick();
+        }
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| panic::resume_unwind(panic))
+            })
+            .collect()
+    })
+}
+
+/// What a process has in memory.
+fn resident_bytes(process: Option<u32>) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process?)).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_shared_out_among_the_threads() {
+        assert_eq!(shares(10, 3), [4, 3, 3]);
+        assert_eq!(shares(2, 4), [1, 1]);
+    }
+}

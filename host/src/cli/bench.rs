@@ -1,0 +1,171 @@
+//! The options of `airlock bench`, into a finished plan.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{address, time};
+use crate::bench::talk::Talk;
+use crate::bench::{Mode, Plan};
+
+/// The options of `airlock bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Every reply is checked; the exit status is 0 when all were right.")]
+pub struct Bench {
+    /// The server [default: this one and its native twin, started for it, in turn]
+    #[arg(value_name = "ADDR:PORT", value_parser = address)]
+    pub address: Option<SocketAddr>,
+
+    /// What the connections do
+    #[arg(long, value_enum, default_value_t = Mode::Ping)]
+    pub mode: Mode,
+
+    /// How many there are at once [default: ping 64, pipeline 8, churn 4, hold 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: Option<u32>,
+
+    /// Lines in flight on each connection, in pipeline mode [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    depth: Option<u32>,
+
+    /// How long the load lasts, or connections are held; with two servers, in each round
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    duration: humantime::Duration,
+
+    /// Rounds, when this server and its native twin run in turn
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        conflicts_with = "address"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+
+    /// Threads that make the load
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: u32,
+
+    /// Lines (churn: connections) a second, of all connections together: an answer's time then
+    /// begins when its line was due [default: as many as are answered]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+
+    /// How long an answer may take, and a connection to open
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    timeout: humantime::Duration,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Draw the latencies
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+
+    /// What is sent, again and again
+    #[arg(long, value_name = "TEXT", default_value = "Michael", value_parser = one_line)]
+    line: String,
+
+    /// What the server talks like.
+    #[command(flatten)]
+    foreign: Foreign,
+
+    /// Be the native twin.
+    #[arg(long, hide = true, exclusive = true)]
+    pub twin: bool,
+}
+
+/// How a server that is not the greeter talks.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "A server that talks otherwise than the greeter")]
+struct Foreign {
+    /// What has to come for each line [default: `Hello, Michael!`, with the line for the name]
+    #[arg(long, value_name = "TEXT", requires = "address")]
+    expect: Option<String>,
+
+    /// What it says first
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "Welcome!",
+        requires = "address"
+    )]
+    greeting: String,
+
+    /// It says nothing first
+    #[arg(long, requires = "address", conflicts_with = "greeting")]
+    no_greeting: bool,
+
+    /// What ends a conversation, in churn mode; empty: the end of sending alone
+    #[arg(long, value_name = "TEXT", default_value = "exit", value_parser = one_line)]
+    #[arg(requires = "address")]
+    leave: String,
+
+    /// Lines end with CRLF, both ways
+    #[arg(long, requires = "address")]
+    crlf: bool,
+}
+
+impl Bench {
+    /// What is to be done.
+    ///
+    /// # Errors
+    /// Options that contradict each other.
+    pub fn plan(&self) -> Result<Plan, String> {
+        if self.depth.is_some() && self.mode != Mode::Pipeline {
+            return Err(
+                "--depth is for --mode pipeline: the others have no line waiting".to_owned(),
+            );
+        }
+        if self.rate.is_some() && self.mode == Mode::Hold {
+            return Err("--rate is not for --mode hold, which sends one line".to_owned());
+        }
+        let (connections, depth) = match self.mode {
+            Mode::Ping => (64, 1),
+            Mode::Pipeline => (8, 100),
+            Mode::Churn => (4, 1),
+            Mode::Hold => (1000, 1),
+        };
+        Ok(Plan {
+            mode: self.mode,
+            connections: self.connections.unwrap_or(connections) as usize,
+            depth: self.depth.unwrap_or(depth) as usize,
+            duration: self.duration.into(),
+            threads: self.threads as usize,
+            rate: self.rate,
+            timeout: self.timeout.into(),
+            talk: self.foreign.talk(&self.line),
+        })
+    }
+
+    /// How long that takes if all goes well.
+    pub fn time(&self) -> Duration {
+        let runs = match self.address {
+            Some(_) => 1,
+            None => 2 * self.rounds,
+        };
+        self.duration.saturating_mul(runs)
+    }
+}
+
+impl Foreign {
+    fn talk(&self, line: &str) -> Talk {
+        let greeting = (!self.no_greeting).then_some(self.greeting.as_str());
+        let leave = (!self.leave.is_empty()).then_some(self.leave.as_str());
+        let greeted = format!("Hello, {line}!");
+        let reply = self.expect.as_deref().unwrap_or(&greeted);
+        let ending = if self.crlf { "\r\n" } else { "\n" };
+        Talk::new(greeting, line, reply, leave, ending)
+    }
+}
+
+fn one_line(text: &str) -> Result<String, String> {
+    if text.contains(['\n', '\r']) {
+        return Err("want one line".to_owned());
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,384 @@
+//! `airlock bench` against servers that answer rightly, wrongly, and not at all. How fast they are
+//! is no matter here.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use serde_json::Value;
+
+use crate::support::{AIRLOCK, Server, eventually, run};
+
+const SHORT: &str = "--duration=200ms";
+
+/// With a short duration, if none is named.
+fn bench(arguments: &[&str]) -> Output {
+    let mut command = Command::new(AIRLOCK);
+    command.arg("bench").args(arguments);
+    if !arguments
+        .iter()
+        .any(|argument| argument.starts_with("--duration"))
+    {
+        command.arg(SHORT);
+    }
+    run(&mut command, b"")
+}
+
+/// What a bench prints that ends well.
+fn report(arguments: &[&str]) -> String {
+    let output = bench(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    assert_eq!(stderr, "", "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json_report(arguments: &[&str]) -> Value {
+    let all = [arguments, &["--json"]].concat();
+    serde_json::from_str(&report(&all)).unwrap()
+}
+
+/// The one line of a bench that ends badly.
+fn complaint(arguments: &[&str]) -> String {
+    let output = bench(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+    stderr
+}
+
+/// A server that is not Airlock. Each connection is given to `talk`, with the lines it sends.
+fn foreign(talk: fn(&TcpStream, &mut dyn Iterator<Item = String>)) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let lines = BufReader::new(&stream).lines();
+                talk(&stream, &mut lines.map_while(Result::ok));
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn every_mode_measures_a_server_that_answers_rightly() {
+    let server = Server::start(&["-q"]);
+    let address = server.address.to_string();
+    for mode in ["ping", "pipeline", "churn", "hold"] {
+        for rate in [&[][..], &["--rate=500"]] {
+            if mode == "hold" && !rate.is_empty() {
+                continue;
+            }
+            let arguments = [&[&address, "--mode", mode, "--connections=10"], rate].concat();
+            let report = json_report(&[&arguments[..], &["--threads=3"]].concat());
+            let number = |name: &str| report[name].as_f64().unwrap();
+            assert_eq!(report["mode"], mode);
+            assert_eq!(report["connections"], 10);
+            assert_eq!(report["errors"], 0);
+            assert!(number("answered") >= 1.0, "{report}");
+            assert!(number("per_second") > 0.0, "{report}");
+            match mode {
+                "hold" => assert_eq!(report["answered"], 10),
+                // A tenth of a second's lines, whatever the server can do.
+                _ if !rate.is_empty() => {
+                    assert_eq!(number("answered") + number("never_sent"), 100.0, "{report}");
+                }
+                _ => {}
+            }
+            let latency = |name: &str| report["latency_seconds"][name].as_f64().unwrap();
+            assert!(latency("p50") > 0.0, "{report}");
+            for pair in ["p50", "p90", "p99", "p99.9", "max"].windows(2) {
+                assert!(latency(pair[0]) <= latency(pair[1]), "{report}");
+            }
+        }
+    }
+    let text = report(&[&address]);
+    for words in [
+        "ping: 64 connections",
+        "throughput",
+        "p99.9",
+        "errors       0",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_stall_counts_for_every_line_that_was_due_meanwhile() {
+    let server = Server::start(&["--env=DELAY_MS=100", "-q"]);
+    let address = server.address.to_string();
+    let arguments = [
+        address.as_str(),
+        "--connections=1",
+        "--rate=50",
+        "--duration=1s",
+    ];
+    let report = json_report(&arguments);
+    // 10 lines are answered in the second, and each has waited 80 ms longer than the one before.
+    let longest = report["latency_seconds"]["max"].as_f64().unwrap();
+    assert!(longest > 0.5, "{report}");
+    assert!(report["never_sent"].as_f64().unwrap() >= 35.0, "{report}");
+}
+
+#[test]
+fn a_wrong_reply_is_an_error() {
+    let server = Server::start(&["--env=GREETING=Hi", "-q"]);
+    let address = server.address.to_string();
+    for mode in ["ping", "churn", "hold"] {
+        let complaint = complaint(&[&address, "--mode", mode]);
+        assert!(
+            complaint.contains("the greeting is `Hi`, not `Welcome!`"),
+            "{complaint}"
+        );
+    }
+    for mode in ["ping", "pipeline", "hold"] {
+        let expecting = ["--greeting=Hi", "--expect=Hi, Michael!", "--mode", mode];
+        let complaint = complaint(&[&[address.as_str()], &expecting[..]].concat());
+        assert!(
+            complaint.contains("a reply is `Hello, Michael!`, not `Hi, Michael!`"),
+            "{complaint}"
+        );
+    }
+    let complaint = complaint(&[&address, "--greeting=Hi", "--mode=churn", "--leave=Ada"]);
+    assert!(
+        complaint.contains("is `Hello, Ada!`, not ``"),
+        "{complaint}"
+    );
+}
+
+#[test]
+fn what_went_well_before_an_error_is_reported() {
+    let address = foreign(|mut stream, lines| {
+        let _ = stream.write_all(b"Welcome!\n");
+        for line in lines.take(3) {
+            let _ = writeln!(stream, "Hello, {line}!");
+        }
+    });
+    let address = address.to_string();
+    let output = bench(&[&address, "--connections=2", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["answered"], &report["errors"]),
+        (&6.into(), &2.into())
+    );
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(complaint.contains("2 connections failed"), "{complaint}");
+}
+
+#[test]
+fn a_missing_reply_is_an_error() {
+    let silent = foreign(|mut stream, lines| {
+        let _ = stream.write_all(b"Welcome!\n");
+        lines.for_each(drop);
+    });
+    let mute = foreign(|_, lines| lines.for_each(drop));
+    let doubling = foreign(|mut stream, lines| {
+        let _ = stream.write_all(b"Welcome!\n");
+        for line in lines {
+            let _ = write!(stream, "Hello, {line}!\nHello, {line}!\n");
+        }
+    });
+    for (address, mode, what) in [
+        (silent, "ping", "an answer did not come within 100ms"),
+        (silent, "churn", "the close did not come within 100ms"),
+        (silent, "hold", "an answer did not come within 100ms"),
+        (mute, "pipeline", "the greeting did not come within 100ms"),
+        (mute, "churn", "the greeting did not come within 100ms"),
+        (doubling, "ping", "more replies than"),
+    ] {
+        let address = address.to_string();
+        let few = ["--connections=2", "--timeout=100ms", "--mode", mode];
+        let complaint = complaint(&[&[address.as_str()], &few[..]].concat());
+        assert!(complaint.contains(what), "{mode}: {complaint}");
+    }
+}
+
+#[test]
+fn other_servers_can_be_loaded() {
+    let address = foreign(|mut stream, lines| {
+        for line in lines.take_while(|line| line != "QUIT") {
+            assert_eq!(line, "PING");
+            let _ = stream.write_all(b"+PONG\r\n");
+        }
+    });
+    let address = address.to_string();
+    for mode in ["ping", "pipeline", "hold", "churn"] {
+        let talk = ["--no-greeting", "--line=PING", "--expect=+PONG", "--crlf"];
+        let more = ["--leave=QUIT", "--connections=5", "--mode", mode];
+        let report = json_report(&[&[address.as_str()], &talk[..], &more].concat());
+        assert!(report["answered"].as_u64() >= Some(5), "{report}");
+    }
+    let without_a_word = ["--no-greeting", "--leave=", "--mode=churn"];
+    let report = json_report(&[&[address.as_str()], &without_a_word[..]].concat());
+    assert!(report["answered"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn where_nobody_listens_one_line_says_so() {
+    // Bound and not listening: nobody else can have the port meanwhile.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket
+        .local_addr()
+        .unwrap()
+        .as_socket()
+        .unwrap()
+        .to_string();
+    for mode in ["ping", "pipeline", "churn", "hold"] {
+        let complaint = complaint(&[&address, "--mode", mode]);
+        let expected = format!("airlock: cannot connect to {address}: Connection refused");
+        assert!(complaint.starts_with(&expected), "{complaint}");
+    }
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    assert!(complaint(&["--depth=2"]).contains("--mode pipeline"));
+    assert!(complaint(&["--mode=hold", "--rate=2"]).contains("--mode hold"));
+    assert!(complaint(&["--connections=4000000000"]).contains("open files"));
+}
+
+#[test]
+fn a_plot_is_an_svg_with_a_curve_for_each_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("latency.svg");
+    let plot = format!("--plot={}", path.display());
+    let server = Server::start(&["-q"]);
+    for (arguments, names) in [
+        (
+            vec![server.address.to_string()],
+            vec![server.address.to_string()],
+        ),
+        (
+            vec!["--rounds=1".to_owned()],
+            vec!["native".to_owned(), "airlock".to_owned()],
+        ),
+    ] {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        report(&[&arguments, &["--connections=2", &plot][..]].concat());
+        let svg = fs::read_to_string(&path).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        for name in names {
+            assert!(svg.contains(&name), "{name}");
+        }
+    }
+    let address = server.address.to_string();
+    let output = bench(&[&address, "--plot=/dev/null/latency.svg"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!output.stdout.is_empty());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("cannot draw `/dev/null/latency.svg`"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn without_an_address_both_servers_run_in_turn() {
+    for mode in ["ping", "pipeline", "churn", "hold"] {
+        let arguments = ["--rounds=2", "--connections=20", "--mode", mode];
+        let compared = json_report(&arguments);
+        let first = match mode {
+            "hold" => "resident_bytes_per_connection",
+            _ => "per_second",
+        };
+        for server in ["native", "airlock"] {
+            assert_eq!(compared[server].as_array().unwrap().len(), 2);
+            for round in compared[server].as_array().unwrap() {
+                assert!(round["answered"].as_u64() >= Some(1), "{compared}");
+                assert!(round[first].is_number(), "{compared}");
+            }
+        }
+        assert_eq!(compared["ratio"], compared["medians"][first]["ratio"]);
+    }
+    // What the user has set for a server of his own is not for these.
+    let text = run(
+        Command::new(AIRLOCK)
+            .args(["bench", SHORT, "--rounds=1"])
+            .env("AIRLOCK_ENV", "GREETING=Hi")
+            .env("AIRLOCK_MAX_CONNECTIONS", "1"),
+        b"",
+    );
+    assert!(text.status.success());
+    let text = String::from_utf8(text.stdout).unwrap();
+    let mut lines = text.lines().skip(1);
+    let words = |line: Option<&str>| -> Vec<String> {
+        line.unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(words(lines.next()), ["native", "airlock", "ratio"]);
+    let row = words(lines.next());
+    assert_eq!((row[0].as_str(), row.len()), ("lines/s", 4));
+    assert!(
+        row[1..]
+            .iter()
+            .all(|number| number.parse::<f64>().unwrap() > 0.0)
+    );
+}
+
+/// The processes that this one has started, and that run.
+fn children(process: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|&id| state(id).is_some_and(|(_, parent)| parent == process))
+        .collect()
+}
+
+/// The state of a process and its parent.
+fn state(process: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat"));
+    let stat = stat.ok()?;
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Starts a bench and waits for its two servers.
+fn with_both_servers(arguments: &[&str]) -> (Child, Vec<u32>) {
+    let bench = Command::new(AIRLOCK)
+        .arg("bench")
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("both servers run", || children(bench.id()).len() == 2);
+    let servers = children(bench.id());
+    (bench, servers)
+}
+
+#[test]
+fn no_server_is_left_however_a_bench_ends() {
+    let have_ended = |servers: &[u32]| {
+        let mut states = servers.iter().filter_map(|&server| state(server));
+        states.all(|(state, _)| state == 'Z')
+    };
+    let (mut bench, servers) = with_both_servers(&["--duration=500ms", "--rounds=1"]);
+    assert!(bench.wait().unwrap().success());
+    assert!(have_ended(&servers));
+
+    let late = [
+        "--line=exit",
+        "--rate=2",
+        "--connections=1",
+        "--duration=1m",
+    ];
+    let (mut bench, servers) = with_both_servers(&late);
+    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    assert!(have_ended(&servers));
+
+    let (mut bench, servers) = with_both_servers(&["--duration=1m"]);
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    eventually("the servers end with a killed bench", || {
+        have_ended(&servers)
+    });
+}
