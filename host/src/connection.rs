@@ -61,12 +61,12 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
     if let End::GuestFailed(error) = &end {
         tracing::warn!(
             connection = id, peer = %client.peer, version = version.number, lines, bytes_in, bytes_out,
-            reason, %error, "closed"
+            %reason, %error, "closed"
         );
     } else {
         tracing::info!(
             connection = id, peer = %client.peer, version = version.number, lines, bytes_in, bytes_out,
-            reason, "closed"
+            %reason, "closed"
         );
     }
 }
