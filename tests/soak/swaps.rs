@@ -1,7 +1,7 @@
 //! A hundred new versions under load, twenty broken ones among them; and a thousand in a row.
 //!
 //! ```text
-//! cargo test -p host --release --test soak -- --ignored --nocapture swaps
+//! cargo test -p host --release --test soak -- --ignored --nocapture --test-threads=1 swaps
 //! ```
 
 use std::fs;
