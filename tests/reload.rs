@@ -3,52 +3,20 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use airlock::GREETER;
-use tempfile::TempDir;
 
 use crate::components::{component, component_with_memory, doing, greeting_by, howdy, stamped};
-use crate::support::{Server, eventually, run};
-
-/// A server whose guest's file can be changed.
-struct Changing {
-    server: Server,
-    folder: TempDir,
-}
+use crate::support::{Changing, Server, eventually, put, run};
 
 impl Changing {
-    fn start(options: &[&str]) -> Changing {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("guest.wasm");
-        fs::write(&file, GREETER).unwrap();
-        let guest = format!("--guest={}", file.display());
-        let server = Server::start(&[&[guest.as_str()], options].concat());
-        Changing { server, folder }
-    }
-
-    fn file(&self) -> PathBuf {
-        self.folder.path().join("guest.wasm")
-    }
-
-    /// Puts another file in its place, all at once.
-    fn replace(&self, component: &[u8]) {
-        put(&self.file(), component);
-    }
-
     /// What a new connection is answered.
     fn answer(&self) -> String {
         self.server.greeted().ask("Ada")
     }
-}
-
-fn put(file: &Path, component: &[u8]) {
-    let new = file.with_extension("new");
-    fs::write(&new, component).unwrap();
-    fs::rename(new, file).unwrap();
 }
 
 const NEW: &str = "new connections get a new version";
@@ -81,7 +49,7 @@ fn new_connections_get_the_new_version_and_open_ones_keep_theirs() {
 fn a_version_is_known_by_the_sum_that_sha256sum_prints() {
     let guest = Changing::start(&[]);
     let sum = || {
-        let output = run(Command::new("sha256sum").arg(guest.file()), b"");
+        let output = run(Command::new("sha256sum").arg(&guest.file), b"");
         let text = String::from_utf8(output.stdout).unwrap();
         format!("sha256={}", text.split_once(' ').unwrap().0)
     };
@@ -95,22 +63,22 @@ fn a_version_is_known_by_the_sum_that_sha256sum_prints() {
 #[test]
 fn it_does_not_matter_how_the_file_is_changed() {
     let guest = Changing::start(&[]);
-    let file = guest.file();
+    let file = &guest.file;
     // Written over, as `cp` does.
-    fs::write(&file, howdy()).unwrap();
+    fs::write(file, howdy()).unwrap();
     guest.server.logged(&[NEW, "version=2"]);
     // Removed and made anew, as cargo does.
-    fs::remove_file(&file).unwrap();
-    fs::write(&file, stamped(GREETER, 3)).unwrap();
+    fs::remove_file(file).unwrap();
+    fs::write(file, stamped(GREETER, 3)).unwrap();
     guest.server.logged(&[NEW, "version=3"]);
     // With a backup, as editors do.
-    fs::rename(&file, file.with_extension("wasm~")).unwrap();
-    fs::write(&file, stamped(GREETER, 4)).unwrap();
+    fs::rename(file, file.with_extension("wasm~")).unwrap();
+    fs::write(file, stamped(GREETER, 4)).unwrap();
     guest.server.logged(&[NEW, "version=4"]);
     // Another name for it, as `cargo build` makes one with a hard link.
     fs::write(file.with_extension("other"), stamped(GREETER, 5)).unwrap();
-    fs::remove_file(&file).unwrap();
-    fs::hard_link(file.with_extension("other"), &file).unwrap();
+    fs::remove_file(file).unwrap();
+    fs::hard_link(file.with_extension("other"), file).unwrap();
     guest.server.logged(&[NEW, "version=5"]);
 }
 
@@ -147,7 +115,7 @@ fn links_on_the_way_to_the_file_may_be_repointed() {
 fn a_half_written_file_is_never_served() {
     let guest = Changing::start(&[]);
     let new = stamped(&howdy(), 2);
-    let mut file = fs::File::create(guest.file()).unwrap();
+    let mut file = fs::File::create(&guest.file).unwrap();
     for part in new.chunks(new.len() / 20) {
         file.write_all(part).unwrap();
         // The writer is slow: some of its pauses are longer than what counts as the end.
@@ -194,7 +162,7 @@ fn a_candidate_that_fails_any_step_is_refused_and_the_current_version_stays() {
         guest.server.logged(&["version 1 stays: ", why]);
         assert_eq!(guest.answer(), "Hello, Ada!");
     }
-    fs::remove_file(guest.file()).unwrap();
+    fs::remove_file(&guest.file).unwrap();
     guest.server.signal("HUP");
     guest
         .server
@@ -356,8 +324,8 @@ fn a_new_version_that_found_no_memory_is_tried_again() {
 #[test]
 fn a_pipe_in_the_place_of_the_file_holds_nothing_up() {
     let guest = Changing::start(&[]);
-    fs::remove_file(guest.file()).unwrap();
-    let made = Command::new("mkfifo").arg(guest.file()).status();
+    fs::remove_file(&guest.file).unwrap();
+    let made = Command::new("mkfifo").arg(&guest.file).status();
     assert!(made.unwrap().success());
     guest.server.signal("HUP");
     guest

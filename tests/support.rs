@@ -1,5 +1,6 @@
 //! A server and its clients, as the tests use them. Every wait here is bounded.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 /// Far longer than anything takes, so that only what hangs fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -135,6 +138,45 @@ impl Drop for Server {
             eprintln!("the server's log:\n{}", self.log.lines().join("\n"));
         }
     }
+}
+
+/// A server whose guest's file can be changed.
+pub(crate) struct Changing {
+    pub(crate) server: Server,
+    pub(crate) file: PathBuf,
+    _folder: TempDir,
+}
+
+impl Changing {
+    /// Serves the greeter from a file.
+    pub(crate) fn start(options: &[&str]) -> Changing {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("guest.wasm");
+        fs::write(&file, airlock::GREETER).unwrap();
+        let guest = format!("--guest={}", file.display());
+        Changing {
+            server: Server::start(&[&[guest.as_str()], options].concat()),
+            file,
+            _folder: folder,
+        }
+    }
+
+    /// Puts another file in its place, all at once.
+    pub(crate) fn replace(&self, component: &[u8]) {
+        put(&self.file, component);
+    }
+}
+
+/// Puts a component in a file's place, all at once.
+pub(crate) fn put(file: &Path, component: &[u8]) {
+    fs::rename(write_beside(file, component), file).unwrap();
+}
+
+/// The first half of that: the file that is to take the place.
+pub(crate) fn write_beside(file: &Path, component: &[u8]) -> PathBuf {
+    let new = file.with_extension("new");
+    fs::write(&new, component).unwrap();
+    new
 }
 
 /// The lines a process has written, and those it will write.

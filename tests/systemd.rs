@@ -12,6 +12,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
+use crate::components::howdy;
 use crate::support::{
     AIRLOCK, CLIENT, Client, PATIENCE, Server, eventually, guest, installed, root, run,
 };
@@ -306,20 +307,6 @@ fn a_reload_is_told_and_so_is_its_end_whatever_came_of_it() {
         notices.expect("READY=1");
         assert_eq!(server.greeted().ask("Ada"), answer);
     }
-}
-
-/// The greeter, with another word.
-fn howdy() -> Vec<u8> {
-    let mut bytes = airlock::GREETER.to_vec();
-    let word = b"Hello, ";
-    let places: Vec<_> = (0..bytes.len())
-        .filter(|&at| bytes[at..].starts_with(word))
-        .collect();
-    assert!(!places.is_empty());
-    for at in places {
-        bytes[at..at + word.len()].copy_from_slice(b"Howdy, ");
-    }
-    bytes
 }
 
 #[test]

@@ -3,19 +3,29 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, run};
+
+/// Where two processes meet: a folder for as long as the test lasts, the path in it, and the option
+/// that names it.
+fn meeting_place() -> (TempDir, PathBuf, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("airlock.sock");
+    let option = format!("--takeover={}", path.display());
+    (folder, path, option)
+}
 
 #[test]
 fn nobody_is_refused_while_one_process_takes_over_from_another() {
     const PAUSE: Duration = Duration::from_millis(20);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("airlock.sock");
-    let option = format!("--takeover={}", path.display());
+    let (_folder, path, option) = meeting_place();
     let mut server = Server::start(&[&option]);
     let address = server.address;
     let (stop, begun) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -58,8 +68,7 @@ fn nobody_is_refused_while_one_process_takes_over_from_another() {
 
 #[test]
 fn open_connections_finish_on_the_old_process_and_are_then_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let option = format!("--takeover={}/airlock.sock", folder.path().display());
+    let (_folder, _, option) = meeting_place();
     let mut old = Server::start(&[&option, "--drain-timeout=1s"]);
     let mut talking = old.greeted();
     let mut idle = old.greeted();
@@ -75,9 +84,7 @@ fn open_connections_finish_on_the_old_process_and_are_then_told() {
 
 #[test]
 fn whoever_asks_and_goes_away_takes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("airlock.sock");
-    let option = format!("--takeover={}", path.display());
+    let (_folder, path, option) = meeting_place();
     let server = Server::start(&[&option]);
     let mut curious = UnixStream::connect(&path).unwrap();
     curious.read_exact(&mut [0]).unwrap();
@@ -92,9 +99,7 @@ fn whoever_asks_and_goes_away_takes_nothing() {
 
 #[test]
 fn the_socket_of_a_process_that_was_killed_is_no_obstacle() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("airlock.sock");
-    let option = format!("--takeover={}", path.display());
+    let (_folder, path, option) = meeting_place();
     let mut server = Server::start(&[&option]);
     server.signal("KILL");
     server.ended();
@@ -105,9 +110,7 @@ fn the_socket_of_a_process_that_was_killed_is_no_obstacle() {
 
 #[test]
 fn what_cannot_be_taken_over_is_said_in_one_line() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("airlock.sock");
-    let option = format!("--takeover={}", path.display());
+    let (_folder, path, option) = meeting_place();
     let refusal = |listen: &str| {
         let output = run(Command::new(AIRLOCK).args([listen, &option]), b"");
         assert_eq!(output.status.code(), Some(1));
@@ -145,8 +148,7 @@ fn processes_that_share_a_port_all_serve() {
 
 #[test]
 fn a_signal_after_the_takeover_drains_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let option = format!("--takeover={}/airlock.sock", folder.path().display());
+    let (_folder, _, option) = meeting_place();
     let mut old = Server::start(&[&option, "--drain-timeout=1h"]);
     let mut idle = old.greeted();
     let _new = Server::start(&[&option]);

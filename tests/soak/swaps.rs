@@ -5,47 +5,19 @@
 //! ```
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use airlock::GREETER;
-use tempfile::TempDir;
 
 use crate::components::{component, component_with_memory, doing, greeting_by, howdy, stamped};
-use crate::support::{Client, Server, eventually};
+use crate::support::{Changing, Client, Server, eventually, put, write_beside};
 
 const CHATTING: usize = 64;
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 const SWAPS: u32 = 100;
 const BROKEN_EACH: u32 = 5;
-
-struct Changing {
-    server: Server,
-    file: PathBuf,
-    _folder: TempDir,
-}
-
-impl Changing {
-    fn start(options: &[&str]) -> Changing {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("guest.wasm");
-        fs::write(&file, GREETER).unwrap();
-        let guest = format!("--guest={}", file.display());
-        Changing {
-            server: Server::start(&[&[guest.as_str()], options].concat()),
-            file,
-            _folder: folder,
-        }
-    }
-
-    fn write_beside(&self, component: &[u8]) -> PathBuf {
-        let new = self.file.with_extension("new");
-        fs::write(&new, component).unwrap();
-        new
-    }
-}
 
 /// The answers to one connection, all from one version: that of its first.
 struct Conversation {
@@ -121,8 +93,7 @@ fn a_hundred_swaps_and_twenty_broken_candidates_under_load() {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for number in 1..=SWAPS {
                 if number % BROKEN_EACH == 0 {
-                    let new = changing.write_beside(&broken(number / BROKEN_EACH));
-                    fs::rename(new, file).unwrap();
+                    put(file, &broken(number / BROKEN_EACH));
                     refusals(server, number / BROKEN_EACH);
                 }
                 // Never a version that the cache of compiled guests has.
@@ -158,7 +129,7 @@ fn swap(changing: &Changing, number: u32, stamp: u32) -> Duration {
         1 => (howdy(), "Howdy"),
         _ => (GREETER.to_vec(), "Hello"),
     };
-    let new = changing.write_beside(&stamped(&component, stamp));
+    let new = write_beside(&changing.file, &stamped(&component, stamp));
     let renamed = Instant::now();
     fs::rename(new, &changing.file).unwrap();
     loop {
@@ -186,7 +157,7 @@ fn memory_after_a_thousand_swaps_is_what_it_was_after_ten() {
     let server = &changing.server;
     let mut versions = 1;
     let mut swap_to = |component: &[u8]| {
-        put(&changing.file, component);
+        changing.replace(component);
         server.signal("HUP");
         versions += 1;
         server.logged(&["new connections get", &format!("version={versions} ")]);
@@ -214,10 +185,4 @@ fn memory_after_a_thousand_swaps_is_what_it_was_after_ten() {
         resident[2] <= resident[0] + resident[0] / 10,
         "{resident:?}"
     );
-}
-
-fn put(file: &Path, component: &[u8]) {
-    let new = file.with_extension("new");
-    fs::write(&new, component).unwrap();
-    fs::rename(new, file).unwrap();
 }
