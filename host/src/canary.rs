@@ -2,13 +2,11 @@
 //!
 //! Pure: it is told the time and what happened, so every decision can be tested.
 
-use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::limits::CANARY_FAILURES;
-
-const MOST_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How a new version is tried: `--canary PERCENT:DURATION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,27 +15,6 @@ pub struct Share {
     pub percent: u64,
     /// For how long.
     pub time: Duration,
-}
-
-impl FromStr for Share {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Share, String> {
-        let parts = text.split_once(':').and_then(|(percent, time)| {
-            let percent = percent.trim_end_matches('%').parse().ok()?;
-            Some((percent, humantime::parse_duration(time).ok()?))
-        });
-        let Some((percent, time)) = parts else {
-            return Err("want PERCENT:DURATION, like 10:5m".to_owned());
-        };
-        if !(1..=99).contains(&percent) {
-            return Err(format!("{percent} is not a share: want 1 to 99 percent"));
-        }
-        if time.is_zero() || time > MOST_TIME {
-            return Err("want a time up to a year".to_owned());
-        }
-        Ok(Share { percent, time })
-    }
 }
 
 /// Sessions of one version since the canary began, and how many of them the guest failed.
@@ -86,25 +63,25 @@ pub enum Verdict {
 
 /// One candidate's trial on real connections.
 #[derive(Debug)]
-pub struct Canary<T> {
+pub struct Canary {
     share: Share,
     ends: Instant,
     connections: u64,
     /// What both sides have counted; shared with the sessions, which outlive the trial.
-    pub current: T,
+    pub current: Arc<Tally>,
     /// See [`Canary::current`].
-    pub candidate: T,
+    pub candidate: Arc<Tally>,
 }
 
-impl<T: AsRef<Tally>> Canary<T> {
+impl Canary {
     /// Begins `now`.
-    pub fn new(share: Share, now: Instant, current: T, candidate: T) -> Canary<T> {
+    pub fn new(share: Share, now: Instant) -> Canary {
         Canary {
             share,
             ends: now + share.time,
             connections: 0,
-            current,
-            candidate,
+            current: Arc::default(),
+            candidate: Arc::default(),
         }
     }
 
@@ -122,8 +99,8 @@ impl<T: AsRef<Tally>> Canary<T> {
     /// The verdict, once there is one: when the time is over, or when the candidate has failed
     /// often, and far more often than the current version.
     pub fn verdict(&self, now: Instant) -> Option<Verdict> {
-        let (sessions, failures) = self.candidate.as_ref().counts();
-        let (current_sessions, current_failures) = self.current.as_ref().counts();
+        let (sessions, failures) = self.candidate.counts();
+        let (current_sessions, current_failures) = self.current.counts();
         // The rates compared, without dividing by the sessions of a side that has had none.
         let rate = u128::from(failures) * u128::from(current_sessions.max(1));
         let current_rate = u128::from(current_failures) * u128::from(sessions.max(1));
@@ -140,18 +117,16 @@ impl<T: AsRef<Tally>> Canary<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn canary(percent: u64, begins: Instant) -> Canary<Arc<Tally>> {
+    fn canary(percent: u64, begins: Instant) -> Canary {
         let share = Share {
             percent,
             time: MINUTE,
         };
-        Canary::new(share, begins, Arc::default(), Arc::default())
+        Canary::new(share, begins)
     }
 
     fn count(tally: &Tally, sessions: u64, failures: u64) {
@@ -214,20 +189,5 @@ mod tests {
         canary.current = Arc::default();
         count(&canary.current, 100, 60);
         assert_eq!(canary.verdict(begins), None);
-    }
-
-    #[test]
-    fn a_share_is_a_percentage_and_a_time() {
-        let share = |percent, seconds| Share {
-            percent,
-            time: Duration::from_secs(seconds),
-        };
-        assert_eq!("10:5m".parse(), Ok(share(10, 300)));
-        assert_eq!("99%:1s".parse(), Ok(share(99, 1)));
-        for wrong in [
-            "", "10", "10:", ":5m", "0:5m", "100:5m", "-1:5m", "10:0s", "10:5",
-        ] {
-            assert!(wrong.parse::<Share>().is_err(), "{wrong}");
-        }
     }
 }

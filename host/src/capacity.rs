@@ -44,11 +44,10 @@ pub struct Capacity {
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
 pub fn claim(files: u64) -> Capacity {
-    let all_files = raise_open_files();
     let all_mappings = kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS);
     let bounds = [
         (
-            all_files.saturating_sub(SPARE_DESCRIPTORS) / files,
+            raise_open_files() / files,
             "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
         ),
         (all_mappings / mappings(1), "the sysctl `vm.max_map_count`"),
@@ -107,7 +106,7 @@ fn kernel(name: &str) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-/// Raises the soft limit of open files to the hard limit, and returns it.
+/// Raises the soft limit of open files to the hard limit, and returns how many may be connections.
 pub(crate) fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -118,5 +117,7 @@ pub(crate) fn raise_open_files() -> u64 {
         Ok(()) => raised.current,
         Err(_) => limit.current,
     };
-    current.unwrap_or(u64::MAX)
+    current
+        .unwrap_or(u64::MAX)
+        .saturating_sub(SPARE_DESCRIPTORS)
 }

@@ -239,6 +239,7 @@ pub struct ReloadOptions {
         long,
         env = "AIRLOCK_CANARY",
         value_name = "PERCENT:TIME",
+        value_parser = share,
         requires = "guest"
     )]
     pub canary: Option<Share>,
@@ -453,6 +454,23 @@ fn time(text: &str) -> Result<humantime::Duration, String> {
     }
 }
 
+fn share(text: &str) -> Result<Share, String> {
+    let parts = text.split_once(':').and_then(|(percent, duration)| {
+        let percent = percent.trim_end_matches('%').parse().ok()?;
+        Some((percent, duration))
+    });
+    let Some((percent, duration)) = parts else {
+        return Err("want PERCENT:DURATION, like 10:5m".to_owned());
+    };
+    if !(1..=99).contains(&percent) {
+        return Err(format!("{percent} is not a share: want 1 to 99 percent"));
+    }
+    Ok(Share {
+        percent,
+        time: *time(duration)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -518,5 +536,20 @@ mod tests {
             Ok(Duration::from_millis(500))
         );
         assert!(time("0s").is_err() && time("5").is_err() && time("9000y").is_err());
+    }
+
+    #[test]
+    fn a_share_is_a_percentage_and_a_time() {
+        let of = |percent, seconds| Share {
+            percent,
+            time: Duration::from_secs(seconds),
+        };
+        assert_eq!(share("10:5m"), Ok(of(10, 300)));
+        assert_eq!(share("99%:1s"), Ok(of(99, 1)));
+        for wrong in [
+            "", "10", "10:", ":5m", "0:5m", "100:5m", "-1:5m", "10:0s", "10:5", "10:9000y",
+        ] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -6,10 +6,22 @@ pub(crate) mod serve;
 pub(crate) mod test;
 
 use std::path::Path;
+use std::sync::Arc;
 
+use airlock::capacity;
+use airlock::cli::GuestOptions;
 use airlock::guest_file::GuestFile;
-use anyhow::{Context, Result};
+use airlock::sandbox::{Compiled, Runtime};
+use anyhow::{Context, Result, anyhow};
 
 fn read(file: &Path) -> Result<GuestFile> {
     GuestFile::read(file).with_context(|| format!("cannot read the guest `{}`", file.display()))
+}
+
+/// For one instance at a time, without a server.
+fn runtime(options: &GuestOptions, compiled: Compiled) -> Result<Arc<Runtime>> {
+    let environment = options.environment();
+    let environment = environment.map_err(|error| anyhow!(error))?;
+    let limits = options.limits(1, capacity::claim(1).guest_memory_bytes);
+    Ok(Runtime::new(environment, limits, compiled)?)
 }

@@ -21,6 +21,7 @@
 
 pub mod bench;
 mod bindings;
+mod budget;
 pub mod canary;
 pub mod capacity;
 pub mod cli;

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use std::io::{self, IsTerminal};
 use std::panic;
+use std::time::Instant;
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
@@ -10,6 +11,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt, registry};
+
+use crate::limits::LOG_PAUSE;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,6 +26,35 @@ pub enum LogFormat {
 /// Events that wait for a slow reader; more are dropped. Most have 200 bytes; a guest that prints
 /// nothing but control characters can make them 30 times as long.
 const QUEUED_EVENTS: usize = 4 * 1024;
+
+/// Something that may happen thousands of times a second, and is logged at most once in one.
+#[derive(Debug)]
+pub(crate) struct Recurring {
+    logged: Option<Instant>,
+    count: u64,
+}
+
+impl Recurring {
+    /// It has not happened yet.
+    pub(crate) const fn new() -> Recurring {
+        Recurring {
+            logged: None,
+            count: 0,
+        }
+    }
+
+    /// Counts once more. Returns how often it has happened since that was last logged, if it is
+    /// time to log it again.
+    pub(crate) fn again(&mut self) -> Option<u64> {
+        self.count += 1;
+        let now = Instant::now();
+        if self.logged.is_some_and(|logged| now - logged < LOG_PAUSE) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
 
 /// Text that can be shown on a terminal and cannot forge a log line.
 pub fn printable(text: &str) -> String {

@@ -10,11 +10,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
-use crate::limits::{ALL_RECORDINGS_BYTES, LOG_PAUSE, RECORDING_BYTES};
+use crate::budget::Budget;
+use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES};
+use crate::logging::Recurring;
 use crate::server::Client;
 use crate::transcript::Capped;
 use crate::versions::Version;
@@ -27,7 +28,7 @@ pub struct Recordings {
     folder: PathBuf,
     /// What no other process, and no earlier one, calls its files.
     prefix: String,
-    bytes_left: Arc<AtomicU64>,
+    bytes_left: Arc<Budget>,
 }
 
 /// One connection's file.
@@ -48,7 +49,7 @@ impl Recordings {
         let recordings = Recordings {
             folder,
             prefix,
-            bytes_left: Arc::new(AtomicU64::new(ALL_RECORDINGS_BYTES)),
+            bytes_left: Budget::new(ALL_RECORDINGS_BYTES),
         };
         // Better said at the start than at the first connection.
         let attempt = recordings
@@ -85,7 +86,7 @@ impl Recordings {
                 all_left: Arc::clone(&self.bytes_left),
             },
             Err(error) => {
-                self.bytes_left.fetch_add(BLOCK_BYTES, Ordering::Relaxed);
+                self.bytes_left.give_back(BLOCK_BYTES);
                 cannot_record(&error);
                 return None;
             }
@@ -105,7 +106,7 @@ pub struct Accounted {
     bytes: u64,
     /// Counted against all.
     bytes_paid: u64,
-    all_left: Arc<AtomicU64>,
+    all_left: Arc<Budget>,
 }
 
 impl Write for Accounted {
@@ -133,26 +134,20 @@ impl Write for Accounted {
 
 /// The reason is the same for every connection, a full disk for instance: said once in a while.
 fn cannot_record(error: &io::Error) {
-    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    static SAID: Mutex<Recurring> = Mutex::new(Recurring::new());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.is_none_or(|said| said.elapsed() >= LOG_PAUSE) {
-        *said = Some(Instant::now());
+    if said.again().is_some() {
         tracing::warn!("a conversation is not recorded, or not to its end: {error}");
     }
 }
 
-fn take(all: &AtomicU64, bytes: u64) -> bool {
-    let taken = all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        left.checked_sub(bytes)
-    });
-    if taken == Err(0) || taken.is_ok() {
-        return taken.is_ok();
-    }
+fn take(all: &Budget, bytes: u64) -> bool {
+    let taken = all.take(bytes);
     // Said once: what is left is given up.
-    if all.swap(0, Ordering::Relaxed) > 0 {
+    if !taken && all.take_rest() > 0 {
         tracing::warn!("recording ends: {ALL_RECORDINGS_BYTES} bytes have been written");
     }
-    false
+    taken
 }
 
 #[cfg(test)]
@@ -161,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_all_files_take_is_bounded() {
-        let left = AtomicU64::new(10);
+        let left = Budget::new(10);
         assert!(take(&left, 6));
         assert!(!take(&left, 6));
         assert!(!take(&left, 1), "it has ended");

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use crate::connection;
 use crate::framing::{Framing, Reader, Writer};
 use crate::limits;
+use crate::logging::Recurring;
 use crate::recording::Recordings;
 use crate::sandbox::Runtime;
 use crate::shutdown::{Caps, Permit, Shutdown};
@@ -87,8 +88,8 @@ pub fn run(
         service,
         told: Instant::now(),
         accepted: 0,
-        refused: Recurring::default(),
-        starved: Recurring::default(),
+        refused: Recurring::new(),
+        starved: Recurring::new(),
     };
     supervisor::ready();
     while shutdown.is_accepting() {
@@ -113,30 +114,6 @@ struct Server<'a> {
     accepted: u64,
     refused: Recurring,
     starved: Recurring,
-}
-
-/// Something that may happen thousands of times a second, and is logged at most once in one.
-#[derive(Default)]
-struct Recurring {
-    logged: Option<Instant>,
-    count: u64,
-}
-
-impl Recurring {
-    /// Counts once more. Returns how often it has happened since that was last logged, if it is
-    /// time to log it again.
-    fn again(&mut self) -> Option<u64> {
-        self.count += 1;
-        let now = Instant::now();
-        if self
-            .logged
-            .is_some_and(|logged| now - logged < limits::LOG_PAUSE)
-        {
-            return None;
-        }
-        self.logged = Some(now);
-        Some(std::mem::take(&mut self.count))
-    }
 }
 
 struct Job {

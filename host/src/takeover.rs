@@ -62,12 +62,11 @@ impl Offer {
     pub fn ask(path: &Path) -> io::Result<Option<Offer>> {
         let deadline = Instant::now() + TAKEOVER_TIME;
         loop {
-            let result = Offer::ask_once(path);
-            let error = match &result {
-                Err(error) => error.kind(),
-                Ok(_) => return result,
+            let error = match Offer::ask_once(path) {
+                Ok(offer) => return Ok(Some(offer)),
+                Err(error) => error,
             };
-            match error {
+            match error.kind() {
                 // Left behind by a process that was killed, or just removed.
                 ErrorKind::ConnectionRefused | ErrorKind::NotFound => return Ok(None),
                 // It has just handed over to another: that one, or nobody, is there next.
@@ -80,12 +79,12 @@ impl Offer {
                     let message = "the process there does not answer: it may be busy with another";
                     return Err(io::Error::new(ErrorKind::TimedOut, message));
                 }
-                _ => return result,
+                _ => return Err(error),
             }
         }
     }
 
-    fn ask_once(path: &Path) -> io::Result<Option<Offer>> {
+    fn ask_once(path: &Path) -> io::Result<Offer> {
         if !fs::symlink_metadata(path)?.file_type().is_socket() {
             return Err(io::Error::other("there is a file, and it is no socket"));
         }
@@ -97,7 +96,7 @@ impl Offer {
         if !SockRef::from(&listener).is_listener()? {
             return Err(io::Error::other("it handed over what is no listener"));
         }
-        Ok(Some(Offer { listener, stream }))
+        Ok(Offer { listener, stream })
     }
 
     /// Has the running process stop accepting.

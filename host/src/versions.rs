@@ -50,7 +50,7 @@ struct State {
     /// How many versions there have been: the number of the last one.
     count: u64,
     current: Arc<Version>,
-    canary: Option<(Arc<Version>, Canary<Arc<Tally>>)>,
+    canary: Option<(Arc<Version>, Canary)>,
 }
 
 /// What one connection holds of its version.
@@ -149,7 +149,7 @@ impl Versions {
     ) -> Arc<Version> {
         let mut state = self.lock();
         let new = state.add(sandbox, digest);
-        let canary = Canary::new(share, now, Arc::default(), Arc::default());
+        let canary = Canary::new(share, now);
         state.canary = Some((Arc::clone(&new), canary));
         new
     }

@@ -15,15 +15,12 @@ const BATCH: usize = 64;
 /// How long the end of a wrong greeting may take.
 const REST_TIME: Duration = Duration::from_millis(100);
 
-/// Descriptors for everything that is not a connection.
-const SPARE_DESCRIPTORS: u64 = 64;
-
 /// Raises the limit of open files, of the servers that are started too.
 ///
 /// # Errors
 /// There is no room for so many connections.
 pub(super) fn make_room(connections: usize) -> Result<(), Fault> {
-    let room = capacity::raise_open_files().saturating_sub(SPARE_DESCRIPTORS);
+    let room = capacity::raise_open_files();
     if connections as u64 > room {
         return Err(Fault::Descriptors { connections, room });
     }

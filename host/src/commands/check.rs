@@ -4,16 +4,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use airlock::capacity;
 use airlock::cli::Check;
 use airlock::guest_file::Digest;
 use airlock::logging::printable;
-use airlock::sandbox::{Compiled, Runtime};
+use airlock::sandbox::Compiled;
 use airlock::trial::{self, Failed, Passed};
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::read;
+use super::{read, runtime};
 
 /// The exit status is 0 when it would be served.
 pub(crate) fn run(options: &Check) -> Result<ExitCode> {
@@ -25,12 +24,7 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode> {
         }
         file => file?,
     };
-    let environment = options.guest.environment();
-    let environment = environment.map_err(|error| anyhow!(error))?;
-    let limits = options
-        .guest
-        .limits(1, capacity::claim(1).guest_memory_bytes);
-    let runtime = Runtime::new(environment, limits, Compiled::Anew)?;
+    let runtime = runtime(&options.guest, Compiled::Anew)?;
     let result = trial::run(&runtime, &file.bytes);
     let report = if options.json {
         format!("{:#}\n", as_json(file.digest, file.bytes.len(), &result))

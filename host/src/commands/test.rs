@@ -5,28 +5,22 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use airlock::capacity;
 use airlock::cli::Test;
 use airlock::limits::SCRIPT_BYTES;
 use airlock::logging::printable;
-use airlock::sandbox::{Compiled, Runtime, Sandbox};
+use airlock::sandbox::{Compiled, Sandbox};
 use airlock::session::Session;
 use airlock::transcript;
 use airlock::trial::NOBODY;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use similar::TextDiff;
 
-use super::read;
+use super::{read, runtime};
 
 /// The exit status is 0 when the guest answered as every conversation has it.
 pub(crate) fn run(options: &Test) -> Result<ExitCode> {
     let file = read(&options.file)?;
-    let environment = options.guest.environment();
-    let environment = environment.map_err(|error| anyhow!(error))?;
-    let limits = options
-        .guest
-        .limits(1, capacity::claim(1).guest_memory_bytes);
-    let runtime = Runtime::new(environment, limits, Compiled::Cached)?;
+    let runtime = runtime(&options.guest, Compiled::Cached)?;
     let sandbox = Sandbox::new(&runtime, &file.bytes)
         .with_context(|| format!("cannot serve `{}`", options.file.display()))?;
     let mut failed = 0;

@@ -1,36 +1,11 @@
 //! Bounds the memory of guests: of each instance, and of all together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::{ResourceLimiter, Result};
 
+use crate::budget::Budget;
 use crate::limits::{self, Limits};
-
-/// What all instances of a server may still take.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    bytes_left: AtomicU64,
-}
-
-impl Budget {
-    pub(super) fn new(bytes: u64) -> Arc<Budget> {
-        Arc::new(Budget {
-            bytes_left: AtomicU64::new(bytes),
-        })
-    }
-
-    fn take(&self, bytes: u64) -> bool {
-        let take = |left: u64| left.checked_sub(bytes);
-        self.bytes_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .is_ok()
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.bytes_left.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
 
 /// The memory of one instance. It remembers that the instance was refused some: a guest usually
 /// aborts then, and its trap does not say why.

@@ -13,11 +13,11 @@ use wasmtime::{
     PoolingAllocationConfig,
 };
 
-use super::memory::Budget;
 use super::ticker::Ticker;
 use super::wasi::{self, State};
 use super::{RejectedGuest, reason};
 use crate::bindings::LineServer;
+use crate::budget::Budget;
 use crate::capacity;
 use crate::limits::{self, Limits};
 
