@@ -22,7 +22,7 @@ use std::thread;
 
 use bindings::exports::airlock::line::batch::{self as many, Answers};
 use bindings::exports::airlock::line::handler::{Guest, Outcome};
-use greeting::Answer;
+use greeting::Next;
 use settings::Settings;
 
 /// Read once for each connection, when it is greeted. (Not a `LazyLock`: that would call a function
@@ -43,9 +43,10 @@ impl Guest for Greeter {
         if !settings().delay.is_zero() {
             thread::sleep(settings().delay);
         }
-        match greeting::answer(&line) {
-            Answer::Say(text) => Outcome::Reply(text),
-            Answer::Goodbye => Outcome::Close(None),
+        let mut reply = String::new();
+        match greeting::answer(&line, &mut reply) {
+            Next::GoOn => Outcome::Reply(reply),
+            Next::Goodbye => Outcome::Close(None),
         }
     }
 }
