@@ -102,12 +102,14 @@ impl<'a> Socket<'a> {
 
     /// Closing with unread input resets the connection, and a reset may overtake the last reply.
     /// So end the output first and read on, for a while, until the client ends its side.
+    ///
+    /// Not inlined: the buffer would be on the stack of every connection, all the time.
+    #[inline(never)]
     fn linger(&mut self) {
         let deadline = Instant::now() + limits::LINGER_TIME;
         if self.stream.shutdown(Direction::Write).is_err() {
             return;
         }
-        // On the stack of every connection, so it is small.
         let mut sink = [0; 2 * 1024];
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());

@@ -182,6 +182,10 @@ impl Reader {
         }
         let most = self.max_line_bytes.min(BATCH_BYTES);
         let bytes = &self.buffer[self.start..self.end.min(self.start.saturating_add(most))];
+        // The way of most lines: one alone.
+        if memchr::memchr(b'\n', bytes)? + 1 == bytes.len() {
+            return None;
+        }
         let bytes = &bytes[..memchr::memchr(b'\r', bytes).unwrap_or(bytes.len())];
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
