@@ -14,8 +14,9 @@ const OWN_GUEST: &str = "/tmp/shout";
 const RECORDS: &str = "/tmp/conversations";
 
 /// Commands that take long, or would start this test again; CI runs them as they stand here.
-const RUN_BY_CI: [&str; 5] = [
+const RUN_BY_CI: [&str; 6] = [
     "cargo test --workspace",
+    "bench/compare",
     "cargo run -p host --release -- bench",
     "cargo run -p host --release -- bench --mode pipeline",
     "cargo run -p host --release -- bench --mode churn",

@@ -1,20 +1,25 @@
-//! What the parts of a connection cost, one at a time: framing, instantiation, greeting, one call.
+//! What the parts of a connection cost, one at a time: framing, instantiation, greeting, one call; and
+//! a whole one over loopback.
 //!
 //! ```text
 //! cargo bench --bench parts
 //! ```
 
 use std::hint::black_box;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
-use airlock::GREETER;
+use airlock::bench::{self, Server};
 use airlock::conversation::Handler;
 use airlock::framing::{Framing, Reader};
 use airlock::limits::{LINE_BYTES, Limits};
 use airlock::sandbox::{Compiled, Runtime, Sandbox};
 use airlock::server::Client;
 use airlock::session::Session;
+use airlock::{GREETER, cli};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
 
 /// A line as long as a name.
 const LINE: &str = "Michael";
@@ -77,5 +82,29 @@ fn native_answer(line: &str) -> Option<String> {
     }
 }
 
-criterion_group!(benches, framing, guest);
+/// Connect, greeting, a line, goodbye, one client after the other; the client's part is in it.
+fn connection(criterion: &mut Criterion) {
+    let (twin, airlock) = (
+        bench::native_twin(AIRLOCK.as_ref()),
+        bench::airlock(AIRLOCK.as_ref(), &cli::variables()),
+    );
+    for (name, command) in [
+        ("a connection over loopback, natively", twin),
+        ("a connection over loopback", airlock),
+    ] {
+        let server = Server::start(name, command, None).expect("a server");
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let mut stream = TcpStream::connect(server.address).expect("a connection");
+                let said = format!("{LINE}\nexit\n");
+                stream.write_all(said.as_bytes()).expect("a listener");
+                let mut heard = String::new();
+                stream.read_to_string(&mut heard).expect("answers");
+                assert_eq!(heard, format!("Welcome!\nHello, {LINE}!\n"));
+            });
+        });
+    }
+}
+
+criterion_group!(benches, framing, guest, connection);
 criterion_main!(benches);

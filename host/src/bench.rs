@@ -28,10 +28,12 @@ use std::time::Duration;
 use clap::ValueEnum;
 use thiserror::Error;
 
+pub use cores::Cores;
 use load::Target;
 pub use measured::Measured;
+pub use open::make_room;
 use progress::Progress;
-use servers::{Kind, Server};
+pub use servers::{Server, airlock, native_twin};
 use talk::Talk;
 
 /// What the connections do.
@@ -145,7 +147,7 @@ pub fn measure(plan: &Plan, address: SocketAddr, progress: &Progress) -> Result<
         cores: &[],
         process: None,
     };
-    open::make_room(plan.connections)?;
+    make_room(plan.connections)?;
     load::run(plan, &target, progress)
 }
 
@@ -170,13 +172,9 @@ pub fn compare(
     variables: &[OsString],
     progress: &Progress,
 ) -> Result<Comparison, Fault> {
-    open::make_room(plan.connections)?;
-    let cores = cores::split();
-    if let Some(cores) = &cores {
-        // What draws the progress must not be in the server's way either.
-        cores::pin(&cores.load)?;
-    }
-    let start = |kind| Server::start(kind, program, variables, cores.as_ref());
+    make_room(plan.connections)?;
+    let cores = Cores::split()?;
+    let cores = cores.as_ref();
     let mut servers = None;
     let mut comparison = Comparison::default();
     for _ in 0..rounds {
@@ -187,7 +185,10 @@ pub fn compare(
         }
         let [native, airlock] = match &servers {
             Some(servers) => servers,
-            None => servers.insert([start(Kind::Native)?, start(Kind::Airlock)?]),
+            None => servers.insert([
+                Server::start("the native twin", native_twin(program), cores)?,
+                Server::start("the embedded server", airlock(program, variables), cores)?,
+            ]),
         };
         comparison.native.push(round(plan, native, progress)?);
         comparison.airlock.push(round(plan, airlock, progress)?);
@@ -195,7 +196,11 @@ pub fn compare(
     Ok(comparison)
 }
 
-fn round(plan: &Plan, server: &Server, progress: &Progress) -> Result<Measured, Fault> {
+/// Loads a server of ours once.
+///
+/// # Errors
+/// One of its answers was wrong, or did not come.
+pub fn round(plan: &Plan, server: &Server, progress: &Progress) -> Result<Measured, Fault> {
     let name = server.name;
     let of = |fault| Fault::Of(name, Box::new(fault));
     progress.now(name);

@@ -6,19 +6,30 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Cores for both.
 #[derive(Debug)]
-pub(super) struct Cores {
+pub struct Cores {
     pub(super) server: usize,
     pub(super) load: Vec<usize>,
 }
 
-/// The first core is the server's, the others are the load's; where there is only one, nobody is
-/// pinned.
-pub(super) fn split() -> Option<Cores> {
-    let allowed = sched_getaffinity(None).ok()?;
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
-    let server = cores.next()?;
-    let load: Vec<_> = cores.collect();
-    (!load.is_empty()).then_some(Cores { server, load })
+impl Cores {
+    /// The first core for the server, the others for the load, which is where this thread and what it
+    /// starts run from now on; so what draws the progress is not in the server's way either. Where
+    /// there is only one core, nobody is pinned.
+    ///
+    /// # Errors
+    /// The system does not let this thread choose.
+    pub fn split() -> io::Result<Option<Cores>> {
+        let allowed = sched_getaffinity(None)?;
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
+        let (Some(server), load) = (cores.next(), cores.collect::<Vec<_>>()) else {
+            return Ok(None);
+        };
+        if load.is_empty() {
+            return Ok(None);
+        }
+        pin(&load)?;
+        Ok(Some(Cores { server, load }))
+    }
 }
 
 /// Has this thread, and what it starts, run on these cores.

@@ -19,7 +19,7 @@ const REST_TIME: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// There is no room for so many connections.
-pub(super) fn make_room(connections: usize) -> Result<(), Fault> {
+pub fn make_room(connections: usize) -> Result<(), Fault> {
     let room = capacity::raise_open_files();
     if connections as u64 > room {
         return Err(Fault::Descriptors { connections, room });

@@ -1,4 +1,4 @@
-//! The two servers that are compared, as processes of their own that end with this one.
+//! Servers that are loaded, as processes of their own that end with this one.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -13,45 +14,55 @@ use super::Fault;
 use super::cores::{self, Cores};
 use super::load::Target;
 
-/// Which of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Native,
-    Airlock,
+/// A running server. Dropping it ends it.
+pub struct Server<'a> {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+    load: &'a [usize],
+    /// What to call it.
+    pub name: &'static str,
+    /// From its start until it said where it listens.
+    pub start_time: Duration,
 }
 
-/// A running server. Dropping it ends it.
-pub(super) struct Server<'a> {
-    child: Child,
-    address: SocketAddr,
-    load: &'a [usize],
-    pub(super) name: &'static str,
+/// This program as the native twin.
+pub fn native_twin(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["bench", "--twin"]);
+    command
+}
+
+/// This program as a server with its default limits and its greeter, without the variables that
+/// would set options.
+pub fn airlock(program: &Path, variables: &[OsString]) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--listen=127.0.0.1:0", "-q"]);
+    for variable in variables {
+        command.env_remove(variable);
+    }
+    command
 }
 
 impl Server<'_> {
-    /// Starts this program, without the variables that would set options, on its core.
-    pub(super) fn start<'a>(
-        kind: Kind,
-        program: &Path,
-        variables: &[OsString],
+    /// Starts a server that takes a free port and prints `listening on ADDR:PORT`, on its core.
+    ///
+    /// # Errors
+    /// It does not start, or prints something else.
+    pub fn start<'a>(
+        name: &'static str,
+        mut command: Command,
         cores: Option<&'a Cores>,
     ) -> Result<Server<'a>, Fault> {
-        let (name, arguments) = match kind {
-            Kind::Native => ("the native twin", ["bench", "--twin"]),
-            Kind::Airlock => ("the embedded server", ["--listen=127.0.0.1:0", "-q"]),
-        };
-        let mut command = Command::new(program);
-        command.args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        for variable in variables {
-            command.env_remove(variable);
-        }
         end_with_this_thread(&mut command, cores.map(|cores| cores.server));
         let load = cores.map_or([].as_slice(), |cores| &cores.load);
+        let started = Instant::now();
         let child = command.spawn();
-        child
-            .and_then(|child| Server::announced(child, load, name))
-            .map_err(|error| Fault::Server(name, error))
+        let server = child.and_then(|child| Server::announced(child, load, name));
+        let mut server = server.map_err(|error| Fault::Server(name, error))?;
+        server.start_time = started.elapsed();
+        Ok(server)
     }
 
     /// Waits until it says where it listens.
@@ -65,6 +76,7 @@ impl Server<'_> {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             load,
             name,
+            start_time: Duration::ZERO,
         };
         let mut line = String::new();
         if let Some(output) = server.child.stdout.take() {

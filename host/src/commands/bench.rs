@@ -4,9 +4,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::{env, fs};
 
-use airlock::bench::plot::{self, Curve};
 use airlock::bench::progress::Progress;
-use airlock::bench::{self, Measured, report, twin};
+use airlock::bench::{self, Measured, plot, report, twin};
 use airlock::cli::{self, Bench};
 use anyhow::{Context, Result, anyhow};
 
@@ -73,11 +72,7 @@ fn draw(options: &Bench, title: &str, runs: &[(&str, &[Measured])]) -> Result<()
     let Some(path) = &options.plot else {
         return Ok(());
     };
-    let curves: Vec<_> = runs
-        .iter()
-        .map(|(name, rounds)| Curve::new(name, rounds))
-        .collect();
-    plot::draw(title, &curves)
+    plot::draw_latencies(title, runs)
         .map_err(|error| anyhow!(error))
         .and_then(|svg| Ok(fs::write(path, svg)?))
         .with_context(|| format!("cannot draw `{}`", path.display()))
