@@ -14,6 +14,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -141,6 +142,11 @@ type Figures = BTreeMap<&'static str, f64>;
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    // Cargo has changed the current folder.
+    let folder = Path::new(ROOT).join(&options.output);
+    fs::create_dir_all(&folder)?;
+    let page = folder.join("performance.md");
+    around_the_figures(&page)?;
     let subjects = subjects()?;
     let cores = Cores::split()?;
     let compare = Compare {
@@ -163,9 +169,6 @@ fn main() -> Result<()> {
         let hold = format!("--mode=hold --connections={connections}");
         memory.push(compare.load(&hold, kibibytes)?);
     }
-    // Cargo has changed the current folder.
-    let folder = Path::new(ROOT).join(&options.output);
-    fs::create_dir_all(&folder)?;
     for (name, title, y, figures) in [
         ("throughput", "1 line in flight on each", "lines/s", &lines),
         (
@@ -179,7 +182,10 @@ fn main() -> Result<()> {
         fs::write(folder.join(name).with_extension("svg"), svg)?;
         report += &format!("\n![{title}: {y}]({name}.svg)\n");
     }
-    write_between_marks(&folder.join("performance.md"), &report)
+    println!("{report}");
+    // Again, because somebody may have edited it meanwhile.
+    let [before, after] = around_the_figures(&page)?;
+    Ok(fs::write(page, [before, report, after].concat())?)
 }
 
 /// The servers there are on this machine.
@@ -306,14 +312,15 @@ impl Compare<'_> {
     }
 
     fn plan(&self, arguments: &str) -> Result<Plan> {
-        let line = format!(
-            "airlock bench {arguments} --duration={}",
-            self.options.duration
-        );
-        match Cli::try_parse_from(line.split(' '))?.command {
-            Some(cli::Command::Bench(options)) => options.plan().map_err(|error| anyhow!(error)),
-            _ => bail!("this is no bench: {line}"),
-        }
+        let line = ["airlock", "bench"].into_iter().chain(arguments.split(' '));
+        let Some(cli::Command::Bench(options)) = Cli::try_parse_from(line)?.command else {
+            bail!("this is not for a bench: {arguments}");
+        };
+        let plan = options.plan().map_err(|error| anyhow!(error))?;
+        Ok(Plan {
+            duration: self.options.duration.into(),
+            ..plan
+        })
     }
 
     /// The machine, and the head of the table.
@@ -419,17 +426,22 @@ fn figure(value: f64) -> String {
     groups.join(" ")
 }
 
-/// Replaces what an earlier run has written; in a new file there is nothing else.
-fn write_between_marks(path: &Path, report: &str) -> Result<()> {
+/// What stands before and behind the figures of an earlier run; in a new file there is nothing else.
+fn around_the_figures(path: &Path) -> Result<[String; 2]> {
     let [begin, end] = MARKS;
-    let text = fs::read_to_string(path).unwrap_or_else(|_| MARKS.concat());
-    let (before, rest) = text
-        .split_once(begin)
-        .context("no mark before the figures")?;
-    let (_, after) = rest.split_once(end).context("no mark behind the figures")?;
-    println!("{report}");
-    Ok(fs::write(
-        path,
-        [before, begin, report, end, after].concat(),
-    )?)
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => MARKS.concat(),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let parts = text.split_once(begin).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(end)?;
+        Some([format!("{before}{begin}"), format!("{end}{after}")])
+    });
+    parts.with_context(|| {
+        let marks = MARKS.map(str::trim).join("` and `");
+        format!(
+            "{} has no lines `{marks}`, between which the figures go",
+            path.display()
+        )
+    })
 }
