@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use airlock::shutdown::Shutdown;
+use airlock::takeover::{Door, Offer};
 use tempfile::TempDir;
 
 use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, run};
@@ -64,6 +67,19 @@ fn nobody_is_refused_while_one_process_takes_over_from_another() {
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0));
     assert!(!path.exists(), "nothing is left behind");
+}
+
+/// What is at the path when it ends may be the next process's already, since a moment ago.
+#[test]
+fn a_process_that_has_handed_over_leaves_the_path_alone() {
+    let (_folder, path, _) = meeting_place();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let shutdown = Shutdown::new().unwrap();
+    let door = Door::prepare(&path, &listener, shutdown).unwrap();
+    let door = door.open().unwrap();
+    Offer::ask(&path).unwrap().unwrap().take().unwrap();
+    drop(door);
+    assert!(path.exists());
 }
 
 #[test]

@@ -121,7 +121,8 @@ pub struct Door {
     /// Device and inode of our socket in the file system.
     identity: (u64, u64),
     stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    /// Returns whether the next process has come.
+    thread: Option<JoinHandle<bool>>,
 }
 
 /// A door that is not yet in its place.
@@ -187,15 +188,17 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        // Unless the next process has put its own there.
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        // It cannot panic, and nothing could be done about it here.
+        let handed_over = self.thread.take().and_then(|thread| thread.join().ok());
+        if handed_over == Some(true) {
+            // The next process moves its own there, maybe just now: it is not ours to remove.
+            return;
+        }
+        // Unless somebody else has put another there.
         let there = fs::symlink_metadata(&self.path).map(|file| (file.dev(), file.ino()));
         if there.is_ok_and(|identity| identity == self.identity) {
             let _ = fs::remove_file(&self.path);
-        }
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
-            // It cannot panic, and nothing could be done about it here.
-            let _ = thread.join();
         }
     }
 }
@@ -208,12 +211,12 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Until the next process has come, or this one ends.
-    fn wait(&self) {
+    /// Until the next process has come, or this one ends. Returns whether it has come.
+    fn wait(&self) -> bool {
         while self.readable(&self.door, None) {
             match self.door.accept() {
                 Ok((stream, _)) => match self.offer(&stream) {
-                    Ok(true) => return,
+                    Ok(true) => return true,
                     Ok(false) => tracing::warn!("a process asked for the listener and left it"),
                     Err(error) => tracing::warn!("cannot hand the listener over: {error}"),
                 },
@@ -225,6 +228,7 @@ impl Waiting {
                 }
             }
         }
+        false
     }
 
     /// Whether the other process has taken the listener.
