@@ -22,8 +22,8 @@ use std::time::SystemTime;
 use airlock::bench::plot::{self, Axes, Curve};
 use airlock::bench::progress::Progress;
 use airlock::bench::{self, Cores, Fault, Measured, Mode, Plan, Server};
-use airlock::cli::{self, Cli};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use airlock::cli::{self, Bench};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 
 const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
@@ -41,23 +41,30 @@ const MARKS: [&str; 2] = ["<!-- made by bench/compare -->\n", "<!-- to here -->\
 
 /// Compare the greeter in Airlock with its native twin and with other languages
 #[derive(Debug, Parser)]
-#[command(name = "bench/compare")]
+#[command(name = "bench/compare", bin_name = "bench/compare")]
 struct Options {
     /// How often each server takes its turn
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
     /// How long each turn lasts
-    #[arg(long, value_name = "TIME", default_value = "2s")]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = cli::time)]
     duration: humantime::Duration,
 
-    /// Where performance.md and its drawings are
+    /// Where performance.md and its drawings are, from the top of the repository
     #[arg(long, value_name = "DIR", default_value = "docs")]
     output: PathBuf,
 
     /// From cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// Those of `airlock bench`.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    bench: Bench,
 }
 
 /// A server that can be started again and again.
@@ -154,13 +161,20 @@ fn main() -> Result<()> {
         subjects: &subjects,
         cores: cores.as_ref(),
     };
+    for measure in &MEASURES {
+        bench::make_room(compare.plan(measure.arguments)?.connections)?;
+    }
     let mut report = compare.heading()?;
+    print!("{report}");
     for measure in &MEASURES {
         let figures = compare.load(measure.arguments, measure.value)?;
-        report += &compare.row(measure.title, measure.wanted, &figures);
+        let row = compare.row(measure.title, measure.wanted, &figures);
+        print!("{row}");
+        report += &row;
     }
-    let figures = compare.start_times()?;
-    report += &compare.row(START_TIME, START_WANTED, &figures);
+    let row = compare.row(START_TIME, START_WANTED, &compare.start_times()?);
+    print!("{row}");
+    report += &row;
 
     let (mut lines, mut memory) = (Vec::new(), Vec::new());
     for connections in CONNECTIONS {
@@ -182,7 +196,6 @@ fn main() -> Result<()> {
         fs::write(folder.join(name).with_extension("svg"), svg)?;
         report += &format!("\n![{title}: {y}]({name}.svg)\n");
     }
-    println!("{report}");
     // Again, because somebody may have edited it meanwhile.
     let [before, after] = around_the_figures(&page)?;
     Ok(fs::write(page, [before, report, after].concat())?)
@@ -199,7 +212,7 @@ fn subjects() -> Result<Vec<Subject>> {
         of(
             NATIVE,
             None,
-            Box::new(|| bench::native_twin(AIRLOCK.as_ref())),
+            Box::new(|| bench::native_twin(AIRLOCK.as_ref(), &cli::variables())),
         ),
         of(
             OURS,
@@ -211,22 +224,27 @@ fn subjects() -> Result<Vec<Subject>> {
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("greeter-go");
         let mut build = Command::new("go");
         build.args(["build", "-o"]).arg(&program);
-        let built = build
-            .arg(format!("{ROOT}/bench/peers/greeter.go"))
-            .status()?;
-        ensure!(built.success(), "cannot build bench/peers/greeter.go");
-        let command = Box::new(move || Command::new(&program));
-        subjects.push(of("Go", Some(version), command));
+        let source = format!("{ROOT}/bench/peers/greeter.go");
+        if build.arg(source).status()?.success() {
+            let command = Box::new(move || Command::new(&program));
+            subjects.push(of("Go", Some(version), command));
+        } else {
+            eprintln!("Go is left out: its greeter does not build");
+        }
     }
+    // The program itself: `python3` may be a script that searches for it, which takes longer than
+    // it does to start.
+    let python = output_of(&["python3", "-c", "import sys; print(sys.executable)"]);
     for (name, program, script) in [
-        ("Node", "node", "greeter.mjs"),
-        ("Python", "python3", "greeter.py"),
+        ("Node", Some("node".to_owned()), "greeter.mjs"),
+        ("Python", python, "greeter.py"),
     ] {
-        let Some(version) = output_of(&[program, "--version"]) else {
+        let Some(program) = program else { continue };
+        let Some(version) = output_of(&[&program, "--version"]) else {
             continue;
         };
         let command = Box::new(move || {
-            let mut command = Command::new(program);
+            let mut command = Command::new(&program);
             command.arg(format!("{ROOT}/bench/peers/{script}"));
             command
         });
@@ -252,7 +270,6 @@ impl Compare<'_> {
     /// Loads every server in turn, and again in every round.
     fn load(&self, arguments: &str, value: fn(&Measured) -> f64) -> Result<Figures> {
         let plan = self.plan(arguments)?;
-        bench::make_room(plan.connections)?;
         let turns = self.options.rounds * self.subjects.len() as u32;
         let progress = Progress::new(plan.duration * turns);
         let mut running = BTreeMap::new();
@@ -266,7 +283,11 @@ impl Compare<'_> {
                 Entry::Occupied(server) => server.into_mut(),
                 Entry::Vacant(place) => place.insert(self.start(subject)?),
             };
-            Ok(value(&bench::round(&plan, server, &progress)?))
+            let measured = bench::round(&plan, server, &progress);
+            if measured.is_err() {
+                running.remove(subject.name);
+            }
+            Ok(value(&measured?))
         })
     }
 
@@ -312,10 +333,8 @@ impl Compare<'_> {
     }
 
     fn plan(&self, arguments: &str) -> Result<Plan> {
-        let line = ["airlock", "bench"].into_iter().chain(arguments.split(' '));
-        let Some(cli::Command::Bench(options)) = Cli::try_parse_from(line)?.command else {
-            bail!("this is not for a bench: {arguments}");
-        };
+        let line = ["bench"].into_iter().chain(arguments.split(' '));
+        let options = Arguments::try_parse_from(line)?.bench;
         let plan = options.plan().map_err(|error| anyhow!(error))?;
         Ok(Plan {
             duration: self.options.duration.into(),
@@ -332,18 +351,20 @@ impl Compare<'_> {
         let versions: Vec<_> = self
             .subjects
             .iter()
-            .filter_map(|subject| Some(format!("{} ({})", subject.name, subject.version.as_ref()?)))
+            .filter_map(|subject| {
+                Some(format!(" {}: {}.", subject.name, subject.version.as_ref()?))
+            })
             .collect();
         let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let mut columns = vec!["", NATIVE, OURS, "ratio", "wanted"];
         columns.extend(self.others().map(|subject| subject.name));
         Ok(format!(
-            "{}: {} cores, {}, Linux {}. {}. Medians of {} rounds of {}.\n\n{}{}",
+            "{}: {} cores, {}, Linux {}.{} Rounds: {}, of {}.\n\n{}{}",
             &today[..10],
             cpus.matches("processor\t:").count(),
             model.unwrap_or("of an unknown kind"),
             fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-            versions.join(", "),
+            versions.concat(),
             self.options.rounds,
             self.options.duration,
             table_row(&columns),

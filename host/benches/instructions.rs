@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Each part is run under callgrind (Debian's `valgrind`) a few times and many times; the
-//! difference is what it takes. The bench fails when a part takes a tenth more than `instructions.txt`
-//! beside this file says, which is what CI's build takes: without link-time optimisation. What that
-//! build takes now is written there with
+//! difference is what it takes. In CI the bench fails when a part takes a tenth more than
+//! `instructions.txt` beside this file says, which is what CI's build takes: without link-time
+//! optimisation, on x86-64. What that build takes now (another Rust may change it) is written there
+//! with
 //!
 //! ```text
 //! CARGO_PROFILE_BENCH_LTO=off AIRLOCK_BLESS=1 cargo bench --bench instructions
@@ -84,7 +85,10 @@ fn main() -> Result<ExitCode> {
             .with_context(|| format!("nothing is expected of `{part}`"))?;
         let ratio = count as f64 / expected as f64;
         let verdict = if ratio > TOLERANCE {
-            status = ExitCode::FAILURE;
+            // Another compiler or processor is no fault.
+            if env::var_os("CI").is_some() {
+                status = ExitCode::FAILURE;
+            }
             "TOO MANY"
         } else {
             "ok"

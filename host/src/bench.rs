@@ -186,7 +186,7 @@ pub fn compare(
         let [native, airlock] = match &servers {
             Some(servers) => servers,
             None => servers.insert([
-                Server::start("the native twin", native_twin(program), cores)?,
+                Server::start("the native twin", native_twin(program, variables), cores)?,
                 Server::start("the embedded server", airlock(program, variables), cores)?,
             ]),
         };

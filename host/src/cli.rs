@@ -442,7 +442,11 @@ fn total_memory(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|_| "want a size like 8GiB".to_owned())
 }
 
-fn time(text: &str) -> Result<humantime::Duration, String> {
+/// A time as options have it: with its unit, more than none, at most a year.
+///
+/// # Errors
+/// What is wanted instead.
+pub fn time(text: &str) -> Result<humantime::Duration, String> {
     const MOST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     let time: humantime::Duration = text
         .parse()

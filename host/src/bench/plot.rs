@@ -96,7 +96,7 @@ pub fn draw(axes: &Axes<'_>, curves: &[Curve<'_>]) -> Result<String, Box<dyn Err
     let left = if left.is_finite() { left } else { 1.0 };
     let right = points().map(|(x, _)| x).fold(10.0 * left, f64::max);
     // With room for the names above the curves.
-    let room = 1.1 + 0.06 * curves.len() as f64;
+    let room = 1.1 + 0.08 * curves.len() as f64;
     let top = points().map(|(_, y)| y).fold(1.0, f64::max) * room;
     let digits = if top < 10.0 { 1 } else { 0 };
     {
@@ -119,7 +119,7 @@ pub fn draw(axes: &Axes<'_>, curves: &[Curve<'_>]) -> Result<String, Box<dyn Err
             .light_line_style(WHITE)
             .draw()
             .map_err(refusal)?;
-        for (curve, colour) in curves.iter().zip(COLOURS) {
+        for (curve, colour) in curves.iter().zip(COLOURS.into_iter().cycle()) {
             let line = move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour);
             chart
                 .draw_series(LineSeries::new(

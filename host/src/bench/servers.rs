@@ -1,11 +1,13 @@
 //! Servers that are loaded, as processes of their own that end with this one.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -26,18 +28,23 @@ pub struct Server<'a> {
     pub start_time: Duration,
 }
 
-/// This program as the native twin.
-pub fn native_twin(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.args(["bench", "--twin"]);
-    command
+/// How long a server may take until it listens.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// This program as the native twin, without the variables that would set options.
+pub fn native_twin(program: &Path, variables: &[OsString]) -> Command {
+    without(variables, program, &["bench", "--twin"])
 }
 
 /// This program as a server with its default limits and its greeter, without the variables that
 /// would set options.
 pub fn airlock(program: &Path, variables: &[OsString]) -> Command {
+    without(variables, program, &["--listen=127.0.0.1:0", "-q"])
+}
+
+fn without(variables: &[OsString], program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(["--listen=127.0.0.1:0", "-q"]);
+    command.args(arguments);
     for variable in variables {
         command.env_remove(variable);
     }
@@ -78,10 +85,19 @@ impl Server<'_> {
             name,
             start_time: Duration::ZERO,
         };
-        let mut line = String::new();
+        let (sender, announcement) = mpsc::channel();
         if let Some(output) = server.child.stdout.take() {
-            BufReader::new(output).read_line(&mut line)?;
+            // It ends with the server's output.
+            thread::Builder::new().spawn(move || {
+                let mut line = String::new();
+                let read = BufReader::new(output).read_line(&mut line);
+                // Nobody may be waiting any more.
+                let _ = sender.send(read.map(|_| line));
+            })?;
         }
+        let line = announcement
+            .recv_timeout(START_PATIENCE)
+            .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
         let address = line.trim().strip_prefix("listening on ");
         server.address = address
             .and_then(|address| address.parse().ok())
