@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use airlock::bench::plot::{self, Axes, Curve};
 use airlock::bench::progress::Progress;
-use airlock::bench::{self, Cores, Fault, Measured, Mode, Plan, Server};
+use airlock::bench::{self, Cores, Fault, Measured, Mode, Plan, Server, report};
 use airlock::cli::{self, Bench};
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
@@ -325,11 +325,8 @@ impl Compare<'_> {
                 }
             }
         }
-        let median = |(name, mut values): (_, Vec<f64>)| {
-            values.sort_by(f64::total_cmp);
-            (name, values[values.len() / 2])
-        };
-        Ok(values.into_iter().map(median).collect())
+        let median = |(name, values)| Some((name, report::median(values)?));
+        Ok(values.into_iter().filter_map(median).collect())
     }
 
     fn plan(&self, arguments: &str) -> Result<Plan> {

@@ -183,7 +183,8 @@ impl Reader {
         let most = self.max_line_bytes.min(BATCH_BYTES);
         let bytes = &self.buffer[self.start..self.end.min(self.start.saturating_add(most))];
         // The way of most lines: one alone.
-        if memchr::memchr(b'\n', bytes)? + 1 == bytes.len() {
+        let first = memchr::memchr(b'\n', bytes)?;
+        if first + 1 == bytes.len() {
             return None;
         }
         let bytes = &bytes[..memchr::memchr(b'\r', bytes).unwrap_or(bytes.len())];
@@ -192,8 +193,7 @@ impl Reader {
             Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()?,
         };
         let last = memchr::memrchr(b'\n', text.as_bytes())?;
-        let two = memchr::memchr(b'\n', text.as_bytes()) < Some(last);
-        two.then_some(&text[..=last])
+        (first < last).then_some(&text[..=last])
     }
 
     /// Counts the first `count` of the lines at hand as given out; fewer if there are fewer. Returns

@@ -151,12 +151,15 @@ fn rows(mode: Mode) -> Vec<Row> {
 impl Row {
     /// The medians of both servers, native and Airlock.
     fn medians(&self, compared: &Comparison) -> [f64; 2] {
-        [&compared.native, &compared.airlock].map(|runs| {
-            let mut values: Vec<_> = runs.iter().map(&self.value).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or_default()
-        })
+        [&compared.native, &compared.airlock]
+            .map(|runs| median(runs.iter().map(&self.value).collect()).unwrap_or_default())
     }
+}
+
+/// The middle one of these values; of an even number of them, the larger of the two.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// Both servers, for people: the medians of their rounds.
