@@ -11,8 +11,7 @@
     reason = "that is where a bench reports"
 )]
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,8 @@ use std::time::SystemTime;
 
 use airlock::bench::plot::{self, Axes, Curve};
 use airlock::bench::progress::Progress;
-use airlock::bench::{self, Cores, Fault, Measured, Mode, Plan, Server, report};
+use airlock::bench::twin::Twin;
+use airlock::bench::{self, Cores, Measured, Plan, Server, Subject, Turns, report};
 use airlock::cli::{self, Bench};
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
@@ -29,9 +29,9 @@ use clap::Parser;
 const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// The two that this is about; the other servers are there for orientation.
-const NATIVE: &str = "native twin";
-const OURS: &str = "Airlock";
+/// So many servers, the first ones, are ours. The figures are about the first two; the others are
+/// there for orientation.
+const OURS: usize = 3;
 
 /// Points of the curves.
 const CONNECTIONS: [usize; 4] = [8, 64, 512, 4096];
@@ -67,14 +67,6 @@ struct Arguments {
     bench: Bench,
 }
 
-/// A server that can be started again and again.
-struct Subject {
-    name: &'static str,
-    /// Of its language, if that is not ours.
-    version: Option<String>,
-    command: Box<dyn Fn() -> Command>,
-}
-
 /// What is measured of every server: a row of the table.
 struct Measure {
     title: &'static str,
@@ -100,7 +92,7 @@ enum Wanted {
 const MEASURES: [Measure; 6] = [
     Measure {
         title: "64 connections, 1 line in flight: lines/s",
-        arguments: "--mode=ping",
+        arguments: "--mode=ping --connections=64",
         value: Measured::per_second,
         wanted: Wanted::Part(0.95),
     },
@@ -144,8 +136,8 @@ fn kibibytes(run: &Measured) -> f64 {
     run.resident_bytes.unwrap_or_default() / 1024.0
 }
 
-/// The medians of the servers, by their names, as far as they were able.
-type Figures = BTreeMap<&'static str, f64>;
+/// The medians of the servers, in their order, as far as they were able.
+type Figures = Vec<Option<f64>>;
 
 fn main() -> Result<()> {
     let options = Options::parse();
@@ -154,32 +146,52 @@ fn main() -> Result<()> {
     fs::create_dir_all(&folder)?;
     let page = folder.join("performance.md");
     around_the_figures(&page)?;
-    let subjects = subjects()?;
+    let (program, variables) = (AIRLOCK.as_ref(), cli::variables());
+    let mut subjects = vec![
+        bench::native(program, &variables, Twin::Plain),
+        bench::airlock(program, &variables),
+        bench::native(program, &variables, Twin::Shim),
+    ];
+    let peers = peers()?;
+    let versions = peers.iter().map(|(peer, version)| (peer.name, version));
+    let versions: String = versions
+        .map(|(name, version)| format!(" {name}: {version}."))
+        .collect();
+    subjects.extend(peers.into_iter().map(|(peer, _)| peer));
     let cores = Cores::split()?;
-    let compare = Compare {
+    let mut compare = Compare {
         options: &options,
         subjects: &subjects,
         cores: cores.as_ref(),
+        faults: BTreeSet::new(),
     };
     for measure in &MEASURES {
         bench::make_room(compare.plan(measure.arguments)?.connections)?;
     }
-    let mut report = compare.heading()?;
+    let mut report = compare.heading(&versions)?;
     print!("{report}");
+    let mut measured = Vec::new();
     for measure in &MEASURES {
         let figures = compare.load(measure.arguments, measure.value)?;
         let row = compare.row(measure.title, measure.wanted, &figures);
         print!("{row}");
         report += &row;
+        measured.push(figures);
     }
-    let row = compare.row(START_TIME, START_WANTED, &compare.start_times()?);
+    let start_times = compare.start_times()?;
+    let row = compare.row(START_TIME, START_WANTED, &start_times);
     print!("{row}");
     report += &row;
 
     let (mut lines, mut memory) = (Vec::new(), Vec::new());
     for connections in CONNECTIONS {
         let ping = format!("--mode=ping --connections={connections}");
-        lines.push(compare.load(&ping, Measured::per_second)?);
+        // One of them stands in the table.
+        let known = MEASURES.iter().position(|row| row.arguments == ping);
+        lines.push(match known {
+            Some(row) => measured[row].clone(),
+            None => compare.load(&ping, Measured::per_second)?,
+        });
         let hold = format!("--mode=hold --connections={connections}");
         memory.push(compare.load(&hold, kibibytes)?);
     }
@@ -201,33 +213,19 @@ fn main() -> Result<()> {
     Ok(fs::write(page, [before, report, after].concat())?)
 }
 
-/// The servers there are on this machine.
-fn subjects() -> Result<Vec<Subject>> {
-    let of = |name, version, command| Subject {
-        name,
-        version,
-        command,
+/// The servers in other languages, as far as this machine has those; and their versions.
+fn peers() -> Result<Vec<(Subject<'static>, String)>> {
+    let mut peers = Vec::new();
+    let mut add = |name, version, command: Box<dyn Fn() -> Command>| {
+        peers.push((Subject { name, command }, version))
     };
-    let mut subjects = vec![
-        of(
-            NATIVE,
-            None,
-            Box::new(|| bench::native_twin(AIRLOCK.as_ref(), &cli::variables())),
-        ),
-        of(
-            OURS,
-            None,
-            Box::new(|| bench::airlock(AIRLOCK.as_ref(), &cli::variables())),
-        ),
-    ];
     if let Some(version) = output_of(&["go", "version"]) {
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("greeter-go");
         let mut build = Command::new("go");
         build.args(["build", "-o"]).arg(&program);
         let source = format!("{ROOT}/bench/peers/greeter.go");
         if build.arg(source).status()?.success() {
-            let command = Box::new(move || Command::new(&program));
-            subjects.push(of("Go", Some(version), command));
+            add("Go", version, Box::new(move || Command::new(&program)));
         } else {
             eprintln!("Go is left out: its greeter does not build");
         }
@@ -248,9 +246,9 @@ fn subjects() -> Result<Vec<Subject>> {
             command.arg(format!("{ROOT}/bench/peers/{script}"));
             command
         });
-        subjects.push(of(name, Some(version), command));
+        add(name, version, command);
     }
-    Ok(subjects)
+    Ok(peers)
 }
 
 /// What a program prints, if it is there.
@@ -262,71 +260,53 @@ fn output_of(command: &[&str]) -> Option<String> {
 
 struct Compare<'a> {
     options: &'a Options,
-    subjects: &'a [Subject],
+    subjects: &'a [Subject<'a>],
     cores: Option<&'a Cores>,
+    /// What has been said.
+    faults: BTreeSet<String>,
 }
 
 impl Compare<'_> {
     /// Loads every server in turn, and again in every round.
-    fn load(&self, arguments: &str, value: fn(&Measured) -> f64) -> Result<Figures> {
+    fn load(&mut self, arguments: &str, value: fn(&Measured) -> f64) -> Result<Figures> {
         let plan = self.plan(arguments)?;
         let turns = self.options.rounds * self.subjects.len() as u32;
         let progress = Progress::new(plan.duration * turns);
-        let mut running = BTreeMap::new();
-        self.rounds(|subject| {
-            // What a server keeps of connections that have ended would be missing in the next
-            // measure of its memory.
-            if plan.mode == Mode::Hold {
-                running.clear();
-            }
-            let server = match running.entry(subject.name) {
-                Entry::Occupied(server) => server.into_mut(),
-                Entry::Vacant(place) => place.insert(self.start(subject)?),
-            };
-            let measured = bench::round(&plan, server, &progress);
-            if measured.is_err() {
-                running.remove(subject.name);
-            }
-            Ok(value(&measured?))
-        })
+        let rounds = self.options.rounds;
+        let turns = bench::load_in_turn(&plan, rounds, self.subjects, self.cores, &progress)?;
+        drop(progress);
+        self.medians(turns, value)
     }
 
     /// Starts every server in turn, which takes so many milliseconds.
-    fn start_times(&self) -> Result<Figures> {
-        let start = |subject: &_| Ok(self.start(subject)?.start_time.as_secs_f64() * 1e3);
+    fn start_times(&mut self) -> Result<Figures> {
+        let start = |_, subject: &Subject| Ok(Server::start(subject, self.cores)?.start_time);
         // The first start may compile something.
-        self.rounds(start)?;
-        self.rounds(start)
-    }
-
-    fn start(&self, subject: &Subject) -> Result<Server<'_>, Fault> {
-        Server::start(subject.name, (subject.command)(), self.cores)
-    }
-
-    /// The medians of all rounds, of those servers that were able to take their turns. The two that
-    /// this is about have to be.
-    fn rounds(&self, mut turn: impl FnMut(&Subject) -> Result<f64, Fault>) -> Result<Figures> {
-        let mut values = BTreeMap::<_, Vec<f64>>::new();
-        let mut unable = BTreeSet::new();
-        for _ in 0..self.options.rounds {
-            for subject in self.subjects {
-                let name = subject.name;
-                if unable.contains(name) {
-                    continue;
-                }
-                match turn(subject) {
-                    Ok(value) => values.entry(name).or_default().push(value),
-                    Err(fault) if [NATIVE, OURS].contains(&name) => return Err(fault.into()),
-                    Err(fault) => {
-                        eprintln!("{:#}", anyhow!(fault));
-                        values.remove(name);
-                        unable.insert(name);
-                    }
-                }
-            }
+        let rounds = self.options.rounds + 1;
+        let mut turns = bench::in_turn(self.subjects, rounds, start);
+        for times in turns.iter_mut().flatten() {
+            times.remove(0);
         }
-        let median = |(name, values)| Some((name, report::median(values)?));
-        Ok(values.into_iter().filter_map(median).collect())
+        self.medians(turns, |time| time.as_secs_f64() * 1e3)
+    }
+
+    /// Our own servers have to be able to take their turns.
+    fn medians<T>(&mut self, turns: Vec<Turns<T>>, value: fn(&T) -> f64) -> Result<Figures> {
+        let mut figures = Figures::new();
+        for turns in turns {
+            figures.push(match turns {
+                Ok(turns) => report::median(turns.iter().map(value).collect()),
+                Err(fault) if figures.len() < OURS => return Err(fault.into()),
+                Err(fault) => {
+                    let fault = format!("{:#}", anyhow!(fault));
+                    if self.faults.insert(fault.clone()) {
+                        eprintln!("{fault}");
+                    }
+                    None
+                }
+            });
+        }
+        Ok(figures)
     }
 
     fn plan(&self, arguments: &str) -> Result<Plan> {
@@ -340,28 +320,22 @@ impl Compare<'_> {
     }
 
     /// The machine, and the head of the table.
-    fn heading(&self) -> Result<String> {
+    fn heading(&self, versions: &str) -> Result<String> {
         let cpus = fs::read_to_string("/proc/cpuinfo")?;
         let model = cpus
             .lines()
             .find_map(|line| line.strip_prefix("model name\t: "));
-        let versions: Vec<_> = self
-            .subjects
-            .iter()
-            .filter_map(|subject| {
-                Some(format!(" {}: {}.", subject.name, subject.version.as_ref()?))
-            })
-            .collect();
         let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let mut columns = vec!["", NATIVE, OURS, "ratio", "wanted"];
-        columns.extend(self.others().map(|subject| subject.name));
+        let names = self.subjects.iter().map(|subject| subject.name);
+        let mut columns: Vec<_> = [""].into_iter().chain(names).collect();
+        columns.splice(3..3, ["ratio", "wanted"]);
         Ok(format!(
             "{}: {} cores, {}, Linux {}.{} Rounds: {}, of {}.\n\n{}{}",
             &today[..10],
             cpus.matches("processor\t:").count(),
             model.unwrap_or("of an unknown kind"),
             fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-            versions.concat(),
+            versions,
             self.options.rounds,
             self.options.duration,
             table_row(&columns),
@@ -369,32 +343,19 @@ impl Compare<'_> {
         ))
     }
 
-    fn others(&self) -> impl Iterator<Item = &Subject> {
-        let others = |subject: &&Subject| ![NATIVE, OURS].contains(&subject.name);
-        self.subjects.iter().filter(others)
-    }
-
     fn row(&self, title: &str, wanted: Wanted, figures: &Figures) -> String {
-        let (native, ours) = (figures[NATIVE], figures[OURS]);
+        let of = |number: usize| figures[number].unwrap_or(f64::NAN);
+        let (native, ours) = (of(0), of(1));
         let (ratio, wanted) = match wanted {
             Wanted::Part(part) => (format!("{:.2}", ours / native), format!("≥ {part:.2}")),
             Wanted::Times(times) => (format!("{:.2}", ours / native), format!("≤ {times:.2}")),
             Wanted::More(more) => (format!("+{:.1}", ours - native), format!("≤ +{more}")),
             Wanted::AtMost(most) => (String::new(), format!("Airlock ≤ {most}")),
         };
-        let mut cells = vec![
-            title.to_owned(),
-            figure(native),
-            figure(ours),
-            ratio,
-            wanted,
-        ];
-        let others = self.others();
-        cells.extend(others.map(|other| {
-            figures
-                .get(other.name)
-                .map_or("–".to_owned(), |value| figure(*value))
-        }));
+        let shown = |value: Option<f64>| value.map_or("–".to_owned(), figure);
+        let mut cells = vec![title.to_owned()];
+        cells.extend(figures.iter().copied().map(shown));
+        cells.splice(3..3, [ratio, wanted]);
         table_row(&cells)
     }
 
@@ -403,13 +364,14 @@ impl Compare<'_> {
         let curves: Vec<_> = self
             .subjects
             .iter()
-            .map(|subject| Curve {
+            .enumerate()
+            .map(|(number, subject)| Curve {
                 name: subject.name,
                 points: CONNECTIONS
                     .iter()
                     .zip(figures)
                     .filter_map(|(&connections, figures)| {
-                        Some((connections as f64, *figures.get(subject.name)?))
+                        Some((connections as f64, figures[number]?))
                     })
                     .collect(),
             })

@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use airlock::bench::twin::{self, Twin};
 use airlock::bench::{self, Server};
 use airlock::conversation::Handler;
 use airlock::framing::{Framing, Reader};
@@ -70,34 +71,27 @@ fn guest(criterion: &mut Criterion) {
         bencher.iter(|| session.handle_line(black_box(LINE)).expect("an answer"));
     });
     criterion.bench_function("answer one line natively", |bencher| {
-        bencher.iter(|| native_answer(black_box(LINE)));
+        bencher.iter(|| {
+            let mut reply = String::new();
+            twin::answer(black_box(LINE), &mut reply).then_some(reply)
+        });
     });
-}
-
-/// The greeter's logic without a sandbox.
-fn native_answer(line: &str) -> Option<String> {
-    if line == "exit" {
-        return None;
-    }
-    let mut reply = String::new();
-    reply.reserve("Hello, !".len() + line.len());
-    reply.push_str("Hello, ");
-    reply.push_str(line);
-    reply.push('!');
-    Some(reply)
 }
 
 /// Connect, greeting, a line, goodbye, one client after the other; the client's part is in it.
 fn connection(criterion: &mut Criterion) {
-    let (twin, airlock) = (
-        bench::native_twin(AIRLOCK.as_ref(), &cli::variables()),
-        bench::airlock(AIRLOCK.as_ref(), &cli::variables()),
-    );
-    for (name, command) in [
-        ("a connection over loopback, natively", twin),
-        ("a connection over loopback", airlock),
+    let (program, variables) = (AIRLOCK.as_ref(), cli::variables());
+    for (name, subject) in [
+        (
+            "a connection over loopback, natively",
+            bench::native(program, &variables, Twin::Plain),
+        ),
+        (
+            "a connection over loopback",
+            bench::airlock(program, &variables),
+        ),
     ] {
-        let server = Server::start(name, command, None).expect("a server");
+        let server = Server::start(&subject, None).expect("a server");
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut stream = TcpStream::connect(server.address).expect("a connection");

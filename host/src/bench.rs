@@ -1,8 +1,8 @@
 //! `airlock bench`: load on a line server, and what it took.
 //!
 //! One run opens connections to one server, loads it in one [`Mode`] and has every answer checked.
-//! [`compare`] runs this server and its native twin in turn, A B A B, because machines differ and
-//! are shared: the ratio is what counts. What is printed of it is [`report`]'s and [`plot`]'s.
+//! [`load_in_turn`] loads several servers, such as this one and its native twin, A B A B, because
+//! machines differ and are shared: the ratio is what counts. What is printed of it is [`report`]'s and [`plot`]'s.
 
 mod churn;
 mod cores;
@@ -33,8 +33,9 @@ use load::Target;
 pub use measured::Measured;
 pub use open::make_room;
 use progress::Progress;
-pub use servers::{Server, airlock, native_twin};
+pub use servers::{Server, Subject, airlock, native};
 use talk::Talk;
+use twin::Twin;
 
 /// What the connections do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,7 +130,7 @@ pub enum Fault {
     /// A server of our own does not start.
     #[error("cannot start {0}")]
     Server(&'static str, #[source] io::Error),
-    /// One of the two that are compared.
+    /// One of those that are compared.
     #[error("{0}")]
     Of(&'static str, #[source] Box<Fault>),
     /// This machine is short of something.
@@ -151,17 +152,17 @@ pub fn measure(plan: &Plan, address: SocketAddr, progress: &Progress) -> Result<
     load::run(plan, &target, progress)
 }
 
-/// Both servers under the same load, round for round.
-#[derive(Debug, Default)]
+/// Two servers under the same load, round for round.
+#[derive(Debug)]
 pub struct Comparison {
     /// A thread per connection and the greeter's logic compiled in.
     pub native: Vec<Measured>,
-    /// The embedded server, with its default limits and the greeter in its sandbox.
+    /// This server, with its default limits and the greeter in its sandbox.
     pub airlock: Vec<Measured>,
 }
 
-/// Starts `program`, which is this program, as a server and as its native twin, and loads them in
-/// turn. `variables` are not for these servers.
+/// Starts `program`, which is this program, as a server and as its native twin, and loads them [in
+/// turn](load_in_turn). `variables` are not for these servers.
 ///
 /// # Errors
 /// A server did not start, or one of its answers was wrong.
@@ -172,35 +173,77 @@ pub fn compare(
     variables: &[OsString],
     progress: &Progress,
 ) -> Result<Comparison, Fault> {
-    make_room(plan.connections)?;
+    let subjects = [
+        native(program, variables, Twin::Plain),
+        airlock(program, variables),
+    ];
     let cores = Cores::split()?;
-    let cores = cores.as_ref();
-    let mut servers = None;
-    let mut comparison = Comparison::default();
+    let turns = load_in_turn(plan, rounds, &subjects, cores.as_ref(), progress)?;
+    let mut turns = turns.into_iter();
+    let mut next = || turns.next().unwrap_or(Ok(Vec::new()));
+    Ok(Comparison {
+        native: next()?,
+        airlock: next()?,
+    })
+}
+
+/// What came of it for one server: of all rounds, or why it could not go on.
+pub type Turns<T> = Result<Vec<T>, Fault>;
+
+/// Gives every server its turn in every round, but for those that have failed, and returns what came
+/// of it in the order of the servers.
+pub fn in_turn<T>(
+    subjects: &[Subject],
+    rounds: u32,
+    mut turn: impl FnMut(usize, &Subject) -> Result<T, Fault>,
+) -> Vec<Turns<T>> {
+    let mut results: Vec<Turns<T>> = subjects.iter().map(|_| Ok(Vec::new())).collect();
     for _ in 0..rounds {
-        // What a server keeps of connections that have ended would be missing in the next measure
-        // of its memory.
-        if plan.mode == Mode::Hold {
-            servers = None;
+        for (number, subject) in subjects.iter().enumerate() {
+            if let Ok(values) = &mut results[number] {
+                match turn(number, subject) {
+                    Ok(value) => values.push(value),
+                    Err(fault) => results[number] = Err(fault),
+                }
+            }
         }
-        let [native, airlock] = match &servers {
-            Some(servers) => servers,
-            None => servers.insert([
-                Server::start("the native twin", native_twin(program, variables), cores)?,
-                Server::start("the embedded server", airlock(program, variables), cores)?,
-            ]),
-        };
-        comparison.native.push(round(plan, native, progress)?);
-        comparison.airlock.push(round(plan, airlock, progress)?);
     }
-    Ok(comparison)
+    results
+}
+
+/// Loads the servers [in turn](in_turn), each on its core and the load on the others.
+///
+/// # Errors
+/// This process may not open so many connections.
+pub fn load_in_turn(
+    plan: &Plan,
+    rounds: u32,
+    subjects: &[Subject],
+    cores: Option<&Cores>,
+    progress: &Progress,
+) -> Result<Vec<Turns<Measured>>, Fault> {
+    make_room(plan.connections)?;
+    let mut running: Vec<Option<Server>> = subjects.iter().map(|_| None).collect();
+    Ok(in_turn(subjects, rounds, |number, subject| {
+        // What a server keeps of connections that have ended would be missing in the next measure
+        // of its memory. And the memory of many servers is more than a machine may have.
+        if plan.mode == Mode::Hold {
+            running.fill_with(|| None);
+        }
+        let server = match &mut running[number] {
+            Some(server) => server,
+            place => place.insert(Server::start(subject, cores)?),
+        };
+        let measured = round(plan, server, progress);
+        if measured.is_err() {
+            running[number] = None;
+        }
+        measured
+    }))
 }
 
 /// Loads a server of ours once.
-///
-/// # Errors
-/// One of its answers was wrong, or did not come.
-pub fn round(plan: &Plan, server: &Server, progress: &Progress) -> Result<Measured, Fault> {
+fn round(plan: &Plan, server: &Server, progress: &Progress) -> Result<Measured, Fault> {
     let name = server.name;
     let of = |fault| Fault::Of(name, Box::new(fault));
     progress.now(name);

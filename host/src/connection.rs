@@ -5,6 +5,8 @@ use std::net::{Shutdown as Direction, TcpStream};
 use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{self, RecvFlags, SendFlags};
 use socket2::SockRef;
 
 use crate::conversation::{Conversation, End, Peer};
@@ -13,7 +15,7 @@ use crate::server::{Client, Service};
 use crate::session::{GuestError, Session};
 use crate::shutdown::Permit;
 use crate::transcript::Recorder;
-use crate::versions::{Place, Version};
+use crate::versions::Place;
 
 /// Serves one client to the end, and logs the beginning and the end of it.
 pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Service) {
@@ -21,7 +23,8 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
     let version = &*place.version;
     tracing::info!(connection = id, peer = %client.peer, version = version.number, "accepted");
     let limits = &service.runtime.limits;
-    let socket = Socket::new(permit, version, limits.write_time);
+    let is_draining = || permit.is_draining() || version.is_retired();
+    let socket = Socket::new(permit.stream(), limits.write_time, is_draining);
     let mut conversation = Conversation::new(socket, service.framing, limits);
     let start = || Session::start(&version.sandbox, client);
     let recordings = service.recordings.as_ref();
@@ -72,27 +75,25 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
 }
 
 /// A client's socket, with time limits that cost a system call only when they change.
-struct Socket<'a> {
-    permit: &'a Permit,
-    version: &'a Version,
+pub(crate) struct Socket<'a, F> {
     stream: &'a TcpStream,
     read_time: Option<Duration>,
     write_time: Duration,
+    is_draining: F,
 }
 
-impl<'a> Socket<'a> {
-    fn new(permit: &'a Permit, version: &'a Version, write_time: Duration) -> Socket<'a> {
-        let stream = permit.stream();
+impl<'a, F: Fn() -> bool> Socket<'a, F> {
+    /// A write that takes longer than `write_time` fails. `is_draining` is [`Peer::is_draining`].
+    pub(crate) fn new(stream: &'a TcpStream, write_time: Duration, is_draining: F) -> Self {
         // Replies are already gathered; waiting for more would only delay them. An error here or
         // below shows again at the first read.
         let _ = stream.set_nodelay(true);
         let _ = stream.set_write_timeout(Some(write_time));
         Socket {
-            permit,
-            version,
             stream,
             read_time: None,
             write_time,
+            is_draining,
         }
     }
 
@@ -129,7 +130,7 @@ impl<'a> Socket<'a> {
     }
 }
 
-impl Peer for Socket<'_> {
+impl<F: Fn() -> bool> Peer for Socket<'_, F> {
     fn set_read_time(&mut self, time: Duration) -> io::Result<()> {
         if self.read_time != Some(time) {
             // The kernel takes 0 for no limit.
@@ -141,22 +142,32 @@ impl Peer for Socket<'_> {
     }
 
     fn is_draining(&self) -> bool {
-        self.permit.is_draining() || self.version.is_retired()
+        (self.is_draining)()
     }
 }
 
-impl Read for Socket<'_> {
+impl<F> Read for Socket<'_, F> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(room)
+        let (count, _) = net::recv(self.stream, room, RecvFlags::empty())?;
+        Ok(count)
     }
 }
 
-impl Write for Socket<'_> {
-    /// The kernel takes a write only in part when it has waited for its whole time, or when it was
-    /// interrupted, which is no reason to give up.
+impl<F> Write for Socket<'_, F> {
+    /// Waits, and looks at a clock, only where there is no room for anything. The kernel then takes a
+    /// write only in part when it has waited for its whole time, or when it was interrupted, which is
+    /// no reason to give up.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match net::send(
+            self.stream,
+            bytes,
+            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+        ) {
+            Err(Errno::WOULDBLOCK) => {}
+            sent => return Ok(sent?),
+        }
         let started = Instant::now();
-        let count = self.stream.write(bytes)?;
+        let count = net::send(self.stream, bytes, SendFlags::NOSIGNAL)?;
         if count < bytes.len() && started.elapsed() >= self.write_time {
             return Err(ErrorKind::WouldBlock.into());
         }

@@ -15,6 +15,15 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use super::Fault;
 use super::cores::{self, Cores};
 use super::load::Target;
+use super::twin::Twin;
+
+/// A server that can be started again and again.
+pub struct Subject<'a> {
+    /// What to call it.
+    pub name: &'static str,
+    /// It takes a free port and prints `listening on ADDR:PORT`.
+    pub command: Box<dyn Fn() -> Command + 'a>,
+}
 
 /// A running server. Dropping it ends it.
 pub struct Server<'a> {
@@ -31,15 +40,27 @@ pub struct Server<'a> {
 /// How long a server may take until it listens.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// This program as the native twin, without the variables that would set options.
-pub fn native_twin(program: &Path, variables: &[OsString]) -> Command {
-    without(variables, program, &["bench", "--twin"])
+/// `program`, which is this program, as a native twin, without the variables that would set options.
+pub fn native<'a>(program: &'a Path, variables: &'a [OsString], twin: Twin) -> Subject<'a> {
+    let (name, argument) = match twin {
+        Twin::Plain => ("native twin", "--twin=plain"),
+        Twin::Shim => ("shim alone", "--twin=shim"),
+    };
+    let command = move || without(variables, program, &["bench", argument]);
+    Subject {
+        name,
+        command: Box::new(command),
+    }
 }
 
-/// This program as a server with its default limits and its greeter, without the variables that
-/// would set options.
-pub fn airlock(program: &Path, variables: &[OsString]) -> Command {
-    without(variables, program, &["--listen=127.0.0.1:0", "-q"])
+/// `program`, which is this program, as a server with its default limits and its greeter, without
+/// the variables that would set options.
+pub fn airlock<'a>(program: &'a Path, variables: &'a [OsString]) -> Subject<'a> {
+    let command = || without(variables, program, &["--listen=127.0.0.1:0", "-q"]);
+    Subject {
+        name: "Airlock",
+        command: Box::new(command),
+    }
 }
 
 fn without(variables: &[OsString], program: &Path, arguments: &[&str]) -> Command {
@@ -52,15 +73,13 @@ fn without(variables: &[OsString], program: &Path, arguments: &[&str]) -> Comman
 }
 
 impl Server<'_> {
-    /// Starts a server that takes a free port and prints `listening on ADDR:PORT`, on its core.
+    /// Starts a server on its core.
     ///
     /// # Errors
-    /// It does not start, or prints something else.
-    pub fn start<'a>(
-        name: &'static str,
-        mut command: Command,
-        cores: Option<&'a Cores>,
-    ) -> Result<Server<'a>, Fault> {
+    /// It does not start, or does not say where it listens.
+    pub fn start<'a>(subject: &Subject, cores: Option<&'a Cores>) -> Result<Server<'a>, Fault> {
+        let name = subject.name;
+        let mut command = (subject.command)();
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         end_with_this_thread(&mut command, cores.map(|cores| cores.server));
         let load = cores.map_or([].as_slice(), |cores| &cores.load);

@@ -1,38 +1,76 @@
-//! The native twin: a plain server with a thread per connection and the greeter's logic compiled
-//! in, as fast as that gets.
+//! Native servers to compare with: the greeter's logic compiled in, and a thread per connection.
 
+use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
 
 use super::talk::CHUNK;
+use crate::connection::Socket;
+use crate::conversation::{Conversation, Handler, Outcome};
+use crate::framing::Framing;
+use crate::limits::Limits;
 use crate::listener;
 
 /// As many as Airlock's.
 const BACKLOG: u16 = 1024;
 
+/// The default ones; nothing here asks for those that are about guests.
+const LIMITS: Limits = Limits::new(1, 0);
+
+const WELCOME: &str = "Welcome!";
+
+/// What is around the greeter's logic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Twin {
+    /// Nothing that it can do without: no limit and no timeout. As fast as a thread for each
+    /// connection gets.
+    Plain,
+    /// Airlock's own shim with its default limits. All that is missing is the sandbox.
+    Shim,
+}
+
 /// Serves on a free port, which is printed, until the process ends.
 ///
 /// # Errors
 /// There is no port, or nobody to tell.
-pub fn serve(mut output: impl Write) -> io::Result<()> {
+pub fn serve(twin: Twin, mut output: impl Write) -> io::Result<()> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = listener::bind(any, BACKLOG, false).map_err(io::Error::other)?;
     writeln!(output, "listening on {}", listener.local_addr()?)?;
     for stream in listener.incoming().flatten() {
         // Clients that leave in the middle are no concern of a benchmark; one without a thread
         // notices.
-        let _ = thread::Builder::new().spawn(move || greet(&stream));
+        let _ = thread::Builder::new().spawn(move || match twin {
+            Twin::Plain => greet(&stream),
+            Twin::Shim => converse(&stream),
+        });
     }
     Ok(())
 }
 
+/// The greeter's logic: writes its answer to `line` behind what is in `reply`, or says that it is a
+/// goodbye.
+pub fn answer(line: &str, reply: &mut String) -> bool {
+    if line == "exit" {
+        return false;
+    }
+    reply.reserve("Hello, !".len() + line.len());
+    reply.push_str("Hello, ");
+    reply.push_str(line);
+    reply.push('!');
+    true
+}
+
 fn greet(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.write_all(b"Welcome!\n")?;
+    writeln!(stream, "{WELCOME}")?;
     let mut buffer = vec![0; CHUNK];
     let mut pending = 0;
-    let mut replies = Vec::new();
+    let mut replies = String::new();
     loop {
         let count = stream.read(&mut buffer[pending..])?;
         if count == 0 {
@@ -44,18 +82,47 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
             let line = &buffer[start..start + length];
             start += length + 1;
             match str::from_utf8(line) {
-                Ok("exit") => return stream.write_all(&replies),
-                Ok(name) => {
-                    replies.extend_from_slice(b"Hello, ");
-                    replies.extend_from_slice(name.as_bytes());
-                    replies.extend_from_slice(b"!\n");
-                }
+                Ok(line) if answer(line, &mut replies) => replies.push('\n'),
+                Ok(_) => return stream.write_all(replies.as_bytes()),
                 Err(_) => return Ok(()),
             }
         }
         buffer.copy_within(start..end, 0);
         pending = end - start;
-        stream.write_all(&replies)?;
+        stream.write_all(replies.as_bytes())?;
         replies.clear();
+    }
+}
+
+fn converse(stream: &TcpStream) -> io::Result<()> {
+    let socket = Socket::new(stream, LIMITS.write_time, || false);
+    let mut conversation = Conversation::new(socket, Framing::Auto, &LIMITS);
+    // However it ends.
+    let (Ok(end) | Err(end)) = conversation.run(|| Ok(Greeter));
+    conversation.say_goodbye(&end);
+    Ok(())
+}
+
+struct Greeter;
+
+impl Handler for Greeter {
+    type Error = Infallible;
+
+    fn greeting(&mut self) -> Result<Option<String>, Infallible> {
+        Ok(Some(WELCOME.to_owned()))
+    }
+
+    fn handle_line(&mut self, line: &str) -> Result<Outcome, Infallible> {
+        let mut reply = String::new();
+        Ok(if answer(line, &mut reply) {
+            Outcome::Reply(reply)
+        } else {
+            Outcome::Close(None)
+        })
+    }
+
+    /// It never takes its time.
+    fn clock(&self) -> Duration {
+        Duration::ZERO
     }
 }

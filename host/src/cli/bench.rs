@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::{address, time};
 use crate::bench::talk::Talk;
+use crate::bench::twin::Twin;
 use crate::bench::{Mode, Plan};
 
 /// The options of `airlock bench`.
@@ -74,9 +75,9 @@ pub struct Bench {
     #[command(flatten)]
     foreign: Foreign,
 
-    /// Be the native twin.
-    #[arg(long, hide = true, exclusive = true)]
-    pub twin: bool,
+    /// Be a native twin.
+    #[arg(long, value_enum, hide = true, exclusive = true)]
+    pub twin: Option<Twin>,
 }
 
 /// How a server that is not the greeter talks.

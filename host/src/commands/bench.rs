@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow};
 
 /// The exit status is 0 when every answer was right.
 pub(crate) fn run(options: &Bench) -> Result<ExitCode> {
-    if options.twin {
-        twin::serve(io::stdout())?;
+    if let Some(twin) = options.twin {
+        twin::serve(twin, io::stdout())?;
         return Ok(ExitCode::SUCCESS);
     }
     let plan = options.plan().map_err(|error| anyhow!(error))?;
