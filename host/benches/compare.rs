@@ -29,8 +29,8 @@ use clap::Parser;
 const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// So many servers, the first ones, are ours. The figures are about the first two; the others are
-/// there for orientation.
+/// So many servers, the first ones, are ours and have to be able to take their turns. The figures
+/// are about the first two; the others are there for orientation.
 const OURS: usize = 3;
 
 /// Points of the curves.
@@ -89,6 +89,7 @@ enum Wanted {
     AtMost(f64),
 }
 
+/// The first one is a point of a curve too.
 const MEASURES: [Measure; 6] = [
     Measure {
         title: "64 connections, 1 line in flight: lines/s",
@@ -186,11 +187,10 @@ fn main() -> Result<()> {
     let (mut lines, mut memory) = (Vec::new(), Vec::new());
     for connections in CONNECTIONS {
         let ping = format!("--mode=ping --connections={connections}");
-        // One of them stands in the table.
-        let known = MEASURES.iter().position(|row| row.arguments == ping);
-        lines.push(match known {
-            Some(row) => measured[row].clone(),
-            None => compare.load(&ping, Measured::per_second)?,
+        lines.push(if ping == MEASURES[0].arguments {
+            measured[0].clone()
+        } else {
+            compare.load(&ping, Measured::per_second)?
         });
         let hold = format!("--mode=hold --connections={connections}");
         memory.push(compare.load(&hold, kibibytes)?);
@@ -273,9 +273,9 @@ impl Compare<'_> {
         let turns = self.options.rounds * self.subjects.len() as u32;
         let progress = Progress::new(plan.duration * turns);
         let rounds = self.options.rounds;
-        let turns = bench::load_in_turn(&plan, rounds, self.subjects, self.cores, &progress)?;
+        let turns = bench::load_in_turn(&plan, rounds, self.subjects, OURS, self.cores, &progress)?;
         drop(progress);
-        self.medians(turns, value)
+        Ok(self.medians(turns, value))
     }
 
     /// Starts every server in turn, which takes so many milliseconds.
@@ -283,30 +283,26 @@ impl Compare<'_> {
         let start = |_, subject: &Subject| Ok(Server::start(subject, self.cores)?.start_time);
         // The first start may compile something.
         let rounds = self.options.rounds + 1;
-        let mut turns = bench::in_turn(self.subjects, rounds, start);
+        let mut turns = bench::in_turn(self.subjects, OURS, rounds, start)?;
         for times in turns.iter_mut().flatten() {
             times.remove(0);
         }
-        self.medians(turns, |time| time.as_secs_f64() * 1e3)
+        Ok(self.medians(turns, |time| time.as_secs_f64() * 1e3))
     }
 
-    /// Our own servers have to be able to take their turns.
-    fn medians<T>(&mut self, turns: Vec<Turns<T>>, value: fn(&T) -> f64) -> Result<Figures> {
-        let mut figures = Figures::new();
-        for turns in turns {
-            figures.push(match turns {
-                Ok(turns) => report::median(turns.iter().map(value).collect()),
-                Err(fault) if figures.len() < OURS => return Err(fault.into()),
-                Err(fault) => {
-                    let fault = format!("{:#}", anyhow!(fault));
-                    if self.faults.insert(fault.clone()) {
-                        eprintln!("{fault}");
-                    }
-                    None
+    /// Says what went wrong with the others, once.
+    fn medians<T>(&mut self, turns: Vec<Turns<T>>, value: fn(&T) -> f64) -> Figures {
+        let median = |turns: Turns<T>| match turns {
+            Ok(turns) => report::median(turns.iter().map(value).collect()),
+            Err(fault) => {
+                let fault = format!("{:#}", anyhow!(fault));
+                if self.faults.insert(fault.clone()) {
+                    eprintln!("{fault}");
                 }
-            });
-        }
-        Ok(figures)
+                None
+            }
+        };
+        turns.into_iter().map(median).collect()
     }
 
     fn plan(&self, arguments: &str) -> Result<Plan> {

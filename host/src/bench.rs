@@ -2,7 +2,8 @@
 //!
 //! One run opens connections to one server, loads it in one [`Mode`] and has every answer checked.
 //! [`load_in_turn`] loads several servers, such as this one and its native twin, A B A B, because
-//! machines differ and are shared: the ratio is what counts. What is printed of it is [`report`]'s and [`plot`]'s.
+//! machines differ and are shared: the ratio is what counts. What is printed of it is [`report`]'s
+//! and [`plot`]'s.
 
 mod churn;
 mod cores;
@@ -128,7 +129,7 @@ pub enum Fault {
     #[error("the server is silent: {0} did not come within {1:?}")]
     Silent(&'static str, Duration),
     /// A server of our own does not start.
-    #[error("cannot start {0}")]
+    #[error("cannot start the server `{0}`")]
     Server(&'static str, #[source] io::Error),
     /// One of those that are compared.
     #[error("{0}")]
@@ -178,68 +179,69 @@ pub fn compare(
         airlock(program, variables),
     ];
     let cores = Cores::split()?;
-    let turns = load_in_turn(plan, rounds, &subjects, cores.as_ref(), progress)?;
-    let mut turns = turns.into_iter();
-    let mut next = || turns.next().unwrap_or(Ok(Vec::new()));
-    Ok(Comparison {
-        native: next()?,
-        airlock: next()?,
-    })
+    let turns = load_in_turn(plan, rounds, &subjects, 2, cores.as_ref(), progress)?;
+    let runs: Result<Vec<_>, _> = turns.into_iter().collect();
+    // Two servers, two results.
+    let [native, airlock] = runs?.try_into().unwrap_or_default();
+    Ok(Comparison { native, airlock })
 }
 
 /// What came of it for one server: of all rounds, or why it could not go on.
 pub type Turns<T> = Result<Vec<T>, Fault>;
 
-/// Gives every server its turn in every round, but for those that have failed, and returns what came
-/// of it in the order of the servers.
+/// Gives every server its turn in every round, and returns what came of it in the order of the
+/// servers. One that fails gets no more turns.
+///
+/// # Errors
+/// One of the first `needed` servers has failed.
 pub fn in_turn<T>(
     subjects: &[Subject],
+    needed: usize,
     rounds: u32,
     mut turn: impl FnMut(usize, &Subject) -> Result<T, Fault>,
-) -> Vec<Turns<T>> {
+) -> Result<Vec<Turns<T>>, Fault> {
     let mut results: Vec<Turns<T>> = subjects.iter().map(|_| Ok(Vec::new())).collect();
     for _ in 0..rounds {
         for (number, subject) in subjects.iter().enumerate() {
             if let Ok(values) = &mut results[number] {
                 match turn(number, subject) {
                     Ok(value) => values.push(value),
+                    Err(fault) if number < needed => return Err(fault),
                     Err(fault) => results[number] = Err(fault),
                 }
             }
         }
     }
-    results
+    Ok(results)
 }
 
 /// Loads the servers [in turn](in_turn), each on its core and the load on the others.
 ///
 /// # Errors
-/// This process may not open so many connections.
+/// One of the first `needed` servers has failed, or this process may not open so many connections.
 pub fn load_in_turn(
     plan: &Plan,
     rounds: u32,
     subjects: &[Subject],
+    needed: usize,
     cores: Option<&Cores>,
     progress: &Progress,
 ) -> Result<Vec<Turns<Measured>>, Fault> {
     make_room(plan.connections)?;
-    let mut running: Vec<Option<Server>> = subjects.iter().map(|_| None).collect();
-    Ok(in_turn(subjects, rounds, |number, subject| {
-        // What a server keeps of connections that have ended would be missing in the next measure
-        // of its memory. And the memory of many servers is more than a machine may have.
-        if plan.mode == Mode::Hold {
-            running.fill_with(|| None);
-        }
-        let server = match &mut running[number] {
-            Some(server) => server,
-            place => place.insert(Server::start(subject, cores)?),
-        };
-        let measured = round(plan, server, progress);
-        if measured.is_err() {
-            running[number] = None;
-        }
-        measured
-    }))
+    // What a server keeps of connections that have ended would be missing in the next measure of its
+    // memory: then there is a new one for each turn.
+    let keep = plan.mode != Mode::Hold;
+    let start = |subject: &Subject| Server::start(subject, cores);
+    let mut running: Vec<_> = subjects
+        .iter()
+        .map(|subject| keep.then(|| start(subject)))
+        .collect();
+    in_turn(subjects, needed, rounds, |number, subject| {
+        let server = running[number].take().unwrap_or_else(|| start(subject))?;
+        let measured = round(plan, &server, progress)?;
+        running[number] = keep.then_some(Ok(server));
+        Ok(measured)
+    })
 }
 
 /// Loads a server of ours once.

@@ -11,12 +11,13 @@ use super::Measured;
 const SIZE: (u32, u32) = (900, 500);
 
 /// Colours of the curves, told apart by everybody (Okabe and Ito's).
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
 ];
 
 /// Points of a curve of latencies for each time that the answers beyond it are halved.

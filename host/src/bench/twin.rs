@@ -18,8 +18,9 @@ use crate::listener;
 /// As many as Airlock's.
 const BACKLOG: u16 = 1024;
 
-/// The default ones; nothing here asks for those that are about guests.
-const LIMITS: Limits = Limits::new(1, 0);
+/// The default ones. Nothing here asks for those that are given: how many connections there may be,
+/// and memory for guests.
+static LIMITS: Limits = Limits::new(0, 0);
 
 const WELCOME: &str = "Welcome!";
 
@@ -29,7 +30,8 @@ pub enum Twin {
     /// Nothing that it can do without: no limit and no timeout. As fast as a thread for each
     /// connection gets.
     Plain,
-    /// Airlock's own shim with its default limits. All that is missing is the sandbox.
+    /// Airlock's own loop and socket with their default limits, but a new thread for each
+    /// connection, and each line by itself.
     Shim,
 }
 
@@ -67,11 +69,12 @@ pub fn answer(line: &str, reply: &mut String) -> bool {
 
 fn greet(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    writeln!(stream, "{WELCOME}")?;
     let mut buffer = vec![0; CHUNK];
     let mut pending = 0;
-    let mut replies = String::new();
+    let mut replies = format!("{WELCOME}\n");
     loop {
+        stream.write_all(replies.as_bytes())?;
+        replies.clear();
         let count = stream.read(&mut buffer[pending..])?;
         if count == 0 {
             return Ok(());
@@ -89,8 +92,6 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
         }
         buffer.copy_within(start..end, 0);
         pending = end - start;
-        stream.write_all(replies.as_bytes())?;
-        replies.clear();
     }
 }
 
