@@ -154,10 +154,10 @@ fn main() -> Result<()> {
         bench::native(program, &variables, Twin::Shim),
     ];
     let peers = peers()?;
-    let versions = peers.iter().map(|(peer, version)| (peer.name, version));
-    let versions: String = versions
-        .map(|(name, version)| format!(" {name}: {version}."))
-        .collect();
+    let versions = peers
+        .iter()
+        .map(|(peer, version)| format!(" {}: {version}.", peer.name));
+    let versions: String = versions.collect();
     subjects.extend(peers.into_iter().map(|(peer, _)| peer));
     let cores = Cores::split()?;
     let mut compare = Compare {
@@ -169,20 +169,20 @@ fn main() -> Result<()> {
     for measure in &MEASURES {
         bench::make_room(compare.plan(measure.arguments)?.connections)?;
     }
-    let mut report = compare.heading(&versions)?;
-    print!("{report}");
+    let mut report = String::new();
+    let mut say = |row: String| {
+        print!("{row}");
+        report += &row;
+    };
+    say(compare.heading(&versions)?);
     let mut measured = Vec::new();
     for measure in &MEASURES {
         let figures = compare.load(measure.arguments, measure.value)?;
-        let row = compare.row(measure.title, measure.wanted, &figures);
-        print!("{row}");
-        report += &row;
+        say(compare.row(measure.title, measure.wanted, &figures));
         measured.push(figures);
     }
     let start_times = compare.start_times()?;
-    let row = compare.row(START_TIME, START_WANTED, &start_times);
-    print!("{row}");
-    report += &row;
+    say(compare.row(START_TIME, START_WANTED, &start_times));
 
     let (mut lines, mut memory) = (Vec::new(), Vec::new());
     for connections in CONNECTIONS {

@@ -117,7 +117,7 @@ impl<'a, F: Fn() -> bool> Socket<'a, F> {
             if time_left.is_zero() || self.set_read_time(time_left).is_err() {
                 return;
             }
-            match self.stream.read(&mut sink) {
+            match self.read(&mut sink) {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
             }
