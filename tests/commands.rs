@@ -185,6 +185,11 @@ fn a_check_says_why_a_guest_would_be_refused() {
             component_with_memory(1025, &doing("")),
             "raise --guest-memory",
         ),
+        (
+            with_another_signature(),
+            "its function `airlock:line/handler@0.1.0#greeting` is `func(u32) -> result<string>` \
+             and has to be `func() -> option<string>`",
+        ),
     ] {
         let file = saved(folder.path(), "candidate", &candidate);
         let output = airlock(&["check", &file]);
@@ -208,6 +213,21 @@ fn a_check_says_why_a_guest_would_be_refused() {
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["accepted"], false);
+}
+
+/// What takes a number and may fail, where a greeting takes nothing and may be none.
+fn with_another_signature() -> Vec<u8> {
+    let text = r#"(component
+        (core module $code
+            (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 0)
+            (func (export "greeting") (param i32) (result i32) i32.const 0))
+        (core instance $code (instantiate $code))
+        (func $greeting (param "number" u32) (result (result string))
+            (canon lift (core func $code "greeting") (memory (core memory $code "memory"))
+                (realloc (core func $code "realloc"))))
+        (instance (export "airlock:line/handler@0.1.0") (export "greeting" (func $greeting))))"#;
+    wat::parse_str(text).unwrap()
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 #[path = "walls/process.rs"]
 mod process;
 #[path = "soak/swaps.rs"]

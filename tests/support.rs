@@ -384,7 +384,7 @@ fn wait(child: &mut Child) -> ExitStatus {
 }
 
 /// Waits until a condition holds that nothing announces.
-pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");

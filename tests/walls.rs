@@ -13,6 +13,8 @@ mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
+#[path = "walls/bombs.rs"]
+mod bombs;
 #[path = "walls/clients.rs"]
 mod clients;
 #[path = "walls/faults.rs"]

@@ -14,7 +14,7 @@ use airlock::bench::{self, Server};
 use airlock::conversation::Handler;
 use airlock::framing::{Framing, Reader};
 use airlock::limits::{LINE_BYTES, Limits};
-use airlock::sandbox::{Compiled, Runtime, Sandbox};
+use airlock::sandbox::{Compiler, Runtime, Sandbox};
 use airlock::server::Client;
 use airlock::session::Session;
 use airlock::{GREETER, cli};
@@ -46,8 +46,9 @@ fn framing(criterion: &mut Criterion) {
 
 fn guest(criterion: &mut Criterion) {
     let limits = Limits::new(1000, 1 << 30);
-    let runtime = Runtime::new(Vec::new(), limits, Compiled::Cached).expect("an engine");
-    let sandbox = Sandbox::new(&runtime, GREETER).expect("the greeter");
+    let runtime =
+        Runtime::new(Vec::new(), limits, Compiler::new(AIRLOCK, false)).expect("an engine");
+    let sandbox = Sandbox::new(&runtime, GREETER, &|| true).expect("the greeter");
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {
         id: 1,

@@ -18,6 +18,8 @@ use crate::framing::Framing;
 use crate::limits::{self, Limits};
 use crate::logging::LogFormat;
 
+use crate::sandbox::compiler::child::Compile;
+
 pub use bench::Bench;
 
 /// Has the guest's variables, one a line.
@@ -53,6 +55,9 @@ pub enum Command {
     Test(Test),
     /// Serve, and record every conversation: the same as --record
     Record(Box<Record>),
+    /// Compile a guest for a server, which starts this by itself
+    #[command(hide = true)]
+    Compile(Compile),
     /// Load a line server and measure what it takes; without an address, this server beside its
     /// native twin
     Bench(Bench),
@@ -127,6 +132,16 @@ pub struct GuestOptions {
     #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
     #[arg(default_value = "64MiB", value_parser = memory)]
     pub guest_memory: ByteSize,
+
+    /// How long compiling the guest may take
+    #[arg(long, env = "AIRLOCK_COMPILE_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value = "60s", value_parser = time)]
+    pub compile_timeout: humantime::Duration,
+
+    /// The most memory for compiling the guest
+    #[arg(long, env = "AIRLOCK_COMPILE_MEMORY", value_name = "SIZE")]
+    #[arg(default_value = "2GiB", value_parser = compile_memory)]
+    pub compile_memory: ByteSize,
 
     /// The longest reply and greeting
     #[arg(long, env = "AIRLOCK_MAX_REPLY", value_name = "SIZE")]
@@ -344,6 +359,8 @@ impl GuestOptions {
             reply_bytes: bytes(self.max_reply),
             call_time: self.call_timeout.into(),
             guest_memory_bytes: bytes(self.guest_memory),
+            compile_time: self.compile_timeout.into(),
+            compile_memory_bytes: self.compile_memory.as_u64(),
             ..Limits::new(connections, total_memory_bytes)
         }
     }
@@ -435,6 +452,18 @@ fn memory(text: &str) -> Result<ByteSize, String> {
     match size.as_u64() {
         PAGE..=MOST => Ok(ByteSize(size.as_u64() / PAGE * PAGE)),
         _ => Err("want from 64KiB to 4GiB".to_owned()),
+    }
+}
+
+/// The compiler itself has 100 MiB of addresses before it has read a guest.
+fn compile_memory(text: &str) -> Result<ByteSize, String> {
+    const LEAST: u64 = 256 << 20;
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| "want a size like 2GiB".to_owned())?;
+    match size.as_u64() {
+        LEAST.. => Ok(size),
+        _ => Err("want at least 256MiB".to_owned()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use airlock::capacity;
 use airlock::cli::GuestOptions;
 use airlock::guest_file::GuestFile;
-use airlock::sandbox::{Compiled, Runtime};
+use airlock::sandbox::{Compiler, Runtime};
 use anyhow::{Context, Result, anyhow};
 
 fn read(file: &Path) -> Result<GuestFile> {
@@ -19,9 +19,9 @@ fn read(file: &Path) -> Result<GuestFile> {
 }
 
 /// For one instance at a time, without a server.
-fn runtime(options: &GuestOptions, compiled: Compiled) -> Result<Arc<Runtime>> {
+fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<Runtime>> {
     let environment = options.environment();
     let environment = environment.map_err(|error| anyhow!(error))?;
     let limits = options.limits(1, capacity::claim(1).guest_memory_bytes);
-    Ok(Runtime::new(environment, limits, compiled)?)
+    Ok(Runtime::new(environment, limits, compiler)?)
 }

@@ -26,6 +26,10 @@ pub struct Limits {
     pub call_time: Duration,
     /// Bytes of the linear memories of one guest instance.
     pub guest_memory_bytes: usize,
+    /// How long compiling a guest may take.
+    pub compile_time: Duration,
+    /// Bytes of addresses of the process that compiles a guest, which bound its memory.
+    pub compile_memory_bytes: u64,
     /// Bytes of the linear memories of all instances together.
     pub total_guest_memory_bytes: u64,
     /// Memory mappings of all connections together, which the kernel bounds.
@@ -48,6 +52,8 @@ impl Limits {
             write_time: WRITE_TIME,
             call_time: CALL_TIME,
             guest_memory_bytes: GUEST_MEMORY_BYTES,
+            compile_time: COMPILE_TIME,
+            compile_memory_bytes: COMPILE_MEMORY_BYTES,
             total_guest_memory_bytes,
             mappings: u64::MAX,
             drain_time: DRAIN_TIME,
@@ -133,9 +139,25 @@ pub const LINGER_TIME: Duration = Duration::from_secs(1);
 /// How long a drain waits for the messages in progress.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 
-/// Stack of the thread that compiles new versions: as much as a process's first thread has, which
-/// compiles the first one. Only the pages that are touched cost memory.
-pub const COMPILE_STACK_BYTES: usize = 8 * 1024 * 1024;
+/// How long compiling a guest may take. A Python guest of 18 MiB takes 13 s on two busy cores.
+/// Protects the processors from files.
+pub const COMPILE_TIME: Duration = Duration::from_secs(60);
+
+/// Bytes of addresses for the process that compiles a guest. A Python guest of 18 MiB takes 600 MiB.
+/// Protects the machine's memory from files.
+pub const COMPILE_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+
+/// Bytes of a compiled guest: twice the largest component, as a Python guest has. Protects the
+/// server's memory from files.
+pub const COMPILED_BYTES: usize = 256 * 1024 * 1024;
+
+/// Threads that compile one guest. More would take more memory, and the processors from guests that
+/// serve.
+pub const COMPILE_THREADS: u32 = 4;
+
+/// Stack of the thread that compiles a guest: what is nested too deeply for it is refused. The thread
+/// that tries the result has twice as much.
+pub const COMPILE_STACK_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a guest's file has to stay as it is before it is read: longer than the pauses of
 /// whoever writes it, shorter than anybody waits for.

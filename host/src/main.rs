@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use airlock::cli::{Cli, Command, Serve};
+use airlock::sandbox::compiler::child;
 use airlock::{listener, logging};
 use anyhow::{Result, anyhow};
 use clap::Parser;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         Err(help) => help.exit(),
     };
     let result = match cli.command {
+        Some(Command::Compile(options)) => child::run(options).map_err(Into::into),
         None => serve(cli.serve),
         Some(Command::Record(record)) => serve(Serve {
             record: Some(record.folder),

@@ -3,7 +3,8 @@
 //!
 //! All of it happens on one thread. A file is read when it has stopped changing, and a version
 //! whose file changed while it was read is read again; so a half-written file is never served. What
-//! fails its trial is refused, and the version that serves stays.
+//! fails its trial is refused, and the version that serves stays. A file that changes while the one
+//! before it is compiled is the one that is wanted.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,8 +15,7 @@ use std::time::{Duration, Instant};
 use crate::canary::{Share, Verdict};
 use crate::guest_file::{Digest, Fingerprint, GuestFile};
 use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME};
-use crate::sandbox::{Refused, Runtime};
-use crate::session::GuestError;
+use crate::sandbox::{RejectedGuest, Runtime};
 use crate::shutdown::Shutdown;
 use crate::supervisor;
 use crate::trial::{self, Failed, Passed};
@@ -85,6 +85,7 @@ impl Reload {
             runtime,
             versions,
             shutdown,
+            orders: Arc::clone(&orders),
             watch,
             // What was written just before may have been written to since.
             seen: seen.filter(Fingerprint::is_old),
@@ -96,11 +97,8 @@ impl Reload {
         };
         thread::Builder::new()
             .name("reload".to_owned())
-            .stack_size(COMPILE_STACK_BYTES)
-            .spawn({
-                let orders = Arc::clone(&orders);
-                move || loader.run(&orders)
-            })?;
+            .stack_size(2 * COMPILE_STACK_BYTES)
+            .spawn(move || loader.run())?;
         Ok(Reload(orders))
     }
 
@@ -136,6 +134,11 @@ impl Orders {
         self.given.notify_one();
     }
 
+    /// The orders that there are.
+    fn peek(&self) -> Pending {
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the orders that there are, or those that come within `time`.
     fn wait(&self, time: Duration) -> Pending {
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,6 +155,7 @@ struct Loader {
     runtime: Arc<Runtime>,
     versions: Arc<Versions>,
     shutdown: Shutdown,
+    orders: Arc<Orders>,
     watch: Option<Watch>,
     /// The file as it was when it was last loaded, whatever came of it.
     seen: Option<Fingerprint>,
@@ -168,7 +172,7 @@ struct Loader {
 }
 
 impl Loader {
-    fn run(mut self, orders: &Orders) {
+    fn run(mut self) {
         loop {
             if let Some(watch) = &mut self.watch {
                 watch.follow(&self.policy.file);
@@ -179,7 +183,7 @@ impl Loader {
             }
             self.judge_candidate();
             self.retire_old();
-            let orders = orders.wait(self.patience());
+            let orders = self.orders.wait(self.patience());
             if orders.stop {
                 return;
             }
@@ -289,16 +293,29 @@ impl Loader {
             tracing::warn!(%sha256, "refused the new guest, version {} stays: it has been rolled back", current.number);
             return;
         }
-        match trial::run(&self.runtime, &file.bytes) {
+        match trial::run(&self.runtime, &file.bytes, &|| self.is_wanted()) {
             Ok(passed) => self.adopt(passed, sha256),
+            Err(Failed::Rejected(RejectedGuest::NotWanted)) => {
+                tracing::info!(%sha256, "gave up compiling the new guest: it is not wanted any more");
+            }
             Err(error) => {
-                // The guests that serve have all the memory there is for guests.
-                if matches!(error, Failed::Greeting(GuestError::Memory(Refused::Total))) {
+                if error.may_pass() {
                     self.try_again();
                 }
                 tracing::error!(%sha256, "refused the new guest, version {} stays: {error}", current.number);
             }
         }
+    }
+
+    /// Whether what is being compiled is still to be served.
+    fn is_wanted(&self) -> bool {
+        let orders = self.orders.peek();
+        if orders.stop || self.shutdown.is_draining() {
+            return false;
+        }
+        let file = Fingerprint::of(&self.policy.file);
+        let looks = self.policy.watch || orders.reload;
+        !looks || file.is_none() || file == self.seen
     }
 
     fn adopt(&mut self, passed: Passed, sha256: Digest) {

@@ -4,24 +4,31 @@
 //! instance of it, a [`Session`](crate::session::Session), costs microseconds. What all versions
 //! share, Wasmtime's engine above all, is the [`Runtime`].
 
+pub mod compiler;
 mod guest_log;
 mod memory;
 mod runtime;
+mod signature;
 mod ticker;
 mod wasi;
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytesize::ByteSize;
+use wasmtime::component::InstancePre;
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Engine, Store};
 
 use crate::bindings::batched::{Batch, BatchIndices};
 use crate::bindings::{LineServer, LineServerIndices};
 use crate::limits::{self, Limits};
+pub use compiler::Compiler;
+use compiler::child::Settings;
 pub use memory::Refused;
+pub use runtime::Runtime;
 pub(crate) use runtime::ticks;
-pub use runtime::{Compiled, Runtime};
 pub(crate) use wasi::{CallTimedOut, State};
 
 /// A guest that is ready to serve: one for all connections of its version.
@@ -50,12 +57,42 @@ pub enum RejectedGuest {
     /// Not valid, not whole, or it asks for more than the limits.
     #[error("it cannot be compiled: {0}")]
     Invalid(String),
+    /// Compiling it takes too long.
+    #[error(
+        "it cannot be compiled: it takes longer than {} (--compile-timeout)",
+        humantime::format_duration(*.0)
+    )]
+    CompileTime(Duration),
+    /// Compiling it takes too much memory.
+    #[error("it cannot be compiled: it takes more memory than {0} (--compile-memory)")]
+    CompileMemory(ByteSize),
+    /// The compiler's stack overflows over it.
+    #[error("it cannot be compiled: it is nested too deeply")]
+    Nested,
+    /// There is too much of it.
+    #[error(
+        "it cannot be compiled: its code has more than {} bytes",
+        limits::COMPILED_BYTES
+    )]
+    CompiledBytes,
+    /// The compiler died over it otherwise.
+    #[error("it cannot be compiled: the compiler died of it ({0})")]
+    CompilerDied(String),
+    /// There is a newer one.
+    #[error("given up while it was compiled")]
+    NotWanted,
+    /// Not its fault: the system has no room for another process.
+    #[error("the compiler cannot be started: {0}")]
+    NoCompiler(#[source] io::Error),
     /// It declares imports that nothing here provides.
     #[error("it asks for what Airlock does not offer: {0}")]
     Imports(String),
     /// It does not export the handler, or not with this signature.
     #[error("it does not export `airlock:line/handler@0.1.0` as wit/world.wit has it: {0}")]
     Exports(String),
+    /// It exports the handler with another signature.
+    #[error(transparent)]
+    Signature(#[from] signature::Mismatch),
     /// Its memory does not fit the limit from the beginning.
     #[error(
         "it starts with {needed_bytes} bytes of memory and the limit is {limit_bytes}: raise \
@@ -73,25 +110,36 @@ pub enum RejectedGuest {
 }
 
 impl Sandbox {
-    /// Compiles `component` (the binary format, never native code) and links it to all that the
-    /// world in `wit/world.wit` and WASI 0.2 offer.
+    /// Compiles `component` (the binary format, never native code) in a process of its own, for as
+    /// long as it is `wanted`, and links it to all that the world in `wit/world.wit` and WASI 0.2
+    /// offer.
     ///
     /// # Errors
     /// The component is not one, or not one of this world, or exceeds the limits.
-    pub fn new(runtime: &Arc<Runtime>, component: &[u8]) -> Result<Sandbox, RejectedGuest> {
+    pub fn new(
+        runtime: &Arc<Runtime>,
+        component: &[u8],
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Sandbox, RejectedGuest> {
         match component.get(..8) {
             Some(b"\0asm\x0d\x00\x01\x00") => {}
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
-        let component = Component::from_binary(&runtime.engine, component)
-            .map_err(|error| why_invalid(component, &runtime.limits, &error))?;
+        let component = runtime.compiler.compile(
+            &runtime.engine,
+            runtime::settings(&runtime.limits),
+            &runtime.limits,
+            component,
+            wanted,
+        )?;
         let needed = component.resources_required();
         let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
         let pre = runtime
             .linker
             .instantiate_pre(&component)
             .map_err(reason(RejectedGuest::Imports))?;
+        signature::check(&runtime.engine, &component.component_type())?;
         let handler = LineServerIndices::new(&pre).map_err(reason(RejectedGuest::Exports))?;
         Ok(Sandbox {
             handler,
@@ -148,10 +196,16 @@ impl Sandbox {
 }
 
 /// Wasmtime refuses a component with too large a memory in words that name none of our options;
-/// the sizes can be asked for once it is compiled without limits.
-fn why_invalid(component: &[u8], limits: &Limits, error: &wasmtime::Error) -> RejectedGuest {
+/// the sizes can be asked for where there is no pool.
+fn why_too_large(
+    settings: Settings,
+    limits: &Limits,
+    compiled: &[u8],
+    error: &wasmtime::Error,
+) -> RejectedGuest {
     const PAGE_BYTES: u64 = 64 * 1024;
-    let needed_pages = Component::from_binary(&Engine::default(), component)
+    let needed_pages = Engine::new(&runtime::config(settings))
+        .and_then(|engine| compiler::load(&engine, compiled))
         .ok()
         .and_then(|component| component.resources_required()?.max_initial_memory_size)
         .unwrap_or(0);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::conversation::Handler;
-use crate::sandbox::{RejectedGuest, Runtime, Sandbox};
+use crate::sandbox::{Refused, RejectedGuest, Runtime, Sandbox};
 use crate::server::Client;
 use crate::session::{GuestError, Session};
 
@@ -39,6 +39,18 @@ pub enum Failed {
     Panic,
 }
 
+impl Failed {
+    /// Whether the same guest may pass later: the guests that serve had all the memory there is for
+    /// guests, or the system had no room for the compiler.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Failed::Rejected(RejectedGuest::NoCompiler(_))
+                | Failed::Greeting(GuestError::Memory(Refused::Total))
+        )
+    }
+}
+
 /// The client of a trial, and of conversations without a network: nobody.
 pub const NOBODY: Client = Client {
     id: 0,
@@ -46,18 +58,26 @@ pub const NOBODY: Client = Client {
     local: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
 };
 
-/// Tries `component`.
+/// Tries `component`, and gives up compiling it when it is no longer `wanted`.
 ///
 /// # Errors
 /// Why it must not serve.
-pub fn run(runtime: &Arc<Runtime>, component: &[u8]) -> Result<Passed, Failed> {
-    panic::catch_unwind(AssertUnwindSafe(|| attempt(runtime, component)))
+pub fn run(
+    runtime: &Arc<Runtime>,
+    component: &[u8],
+    wanted: &dyn Fn() -> bool,
+) -> Result<Passed, Failed> {
+    panic::catch_unwind(AssertUnwindSafe(|| attempt(runtime, component, wanted)))
         .unwrap_or(Err(Failed::Panic))
 }
 
-fn attempt(runtime: &Arc<Runtime>, component: &[u8]) -> Result<Passed, Failed> {
+fn attempt(
+    runtime: &Arc<Runtime>,
+    component: &[u8],
+    wanted: &dyn Fn() -> bool,
+) -> Result<Passed, Failed> {
     let started = Instant::now();
-    let sandbox = Sandbox::new(runtime, component)?;
+    let sandbox = Sandbox::new(runtime, component, wanted)?;
     let compile_time = started.elapsed();
 
     let started = Instant::now();

@@ -135,7 +135,7 @@ fn code_that_does_harm_fails_the_guest() {
 }
 
 #[test]
-fn a_guest_that_misbehaves_before_its_first_line_fails() {
+fn a_guest_that_misbehaves_before_its_first_line_is_not_served() {
     let quiet = "(func $handle (param i32 i32) (result i32) i32.const 0)";
     let greetings = "(func $greeting (result i32) (loop $l br $l) i32.const 0)";
     let traps = "(func $greeting (result i32) unreachable)";
@@ -145,7 +145,19 @@ fn a_guest_that_misbehaves_before_its_first_line_fails() {
         (format!("{quiet} {traps}"), "unreachable"),
         (format!("{quiet} {NO_GREETING} {starts}"), "took longer"),
     ] {
-        assert_fails(&component(&functions), cause);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.wasm");
+        fs::write(&path, component(&functions)).unwrap();
+        let output = crate::support::run(
+            std::process::Command::new(crate::support::AIRLOCK)
+                .args(["--listen=127.0.0.1:0", "--call-timeout=300ms", "--guest"])
+                .arg(path),
+            b"",
+        );
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert!(line.contains("it fails before its first line: "), "{line}");
+        assert!(line.contains(cause), "{line}");
     }
 }
 

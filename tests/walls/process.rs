@@ -1,8 +1,9 @@
 //! What the kernel knows of a server: its memory, threads, descriptors and processor time.
 
+use std::cell::Cell;
 use std::fs;
 
-use crate::support::Server;
+use crate::support::{Server, eventually};
 
 impl Server {
     /// A line of /proc/PID/status, as a number.
@@ -27,5 +28,25 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.id()))
             .unwrap()
             .count()
+    }
+
+    /// The process that compiles for this server, once there is one.
+    pub(crate) fn compiler(&self) -> u32 {
+        let found = Cell::new(0);
+        eventually("a compiler has been started", || {
+            let processes = fs::read_dir("/proc").unwrap();
+            let numbers =
+                processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+            let parent = format!("PPid:\t{}\n", self.id());
+            let mut children = numbers.filter(|number: &u32| {
+                let status = fs::read_to_string(format!("/proc/{number}/status"));
+                status.is_ok_and(|status| status.contains(&parent))
+            });
+            children.next().is_some_and(|number| {
+                found.set(number);
+                true
+            })
+        });
+        found.get()
     }
 }

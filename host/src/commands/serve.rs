@@ -10,12 +10,12 @@ use airlock::cli::Serve;
 use airlock::guest_file::{Fingerprint, GuestFile};
 use airlock::recording::Recordings;
 use airlock::reload::{Policy, Reload, Trigger};
-use airlock::sandbox::{Compiled, Runtime, Sandbox};
+use airlock::sandbox::{Compiler, Runtime};
 use airlock::server::{self, Ended, Service};
 use airlock::shutdown::Shutdown;
 use airlock::takeover::{Door, Offer};
 use airlock::versions::Versions;
-use airlock::{GREETER, capacity, listener, supervisor};
+use airlock::{GREETER, capacity, listener, supervisor, trial};
 use anyhow::{Context, Result, anyhow, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -37,12 +37,13 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     tracing::debug!(?capacity, ?limits, "this server's bounds");
     let environment = options.guest_options.environment();
     let environment = environment.map_err(|error| anyhow!(error))?;
-    let runtime = Runtime::new(environment, limits, Compiled::Cached)?;
-    let sandbox = Sandbox::new(&runtime, &guest.bytes).with_context(|| match &options.guest {
+    let runtime = Runtime::new(environment, limits, Compiler::this_program(false))?;
+    let passed = trial::run(&runtime, &guest.bytes, &|| true);
+    let passed = passed.with_context(|| match &options.guest {
         None => "cannot serve the built-in greeter".to_owned(),
         Some(path) => format!("cannot serve `{}`", path.display()),
     })?;
-    let versions = Arc::new(Versions::new(sandbox, guest.digest));
+    let versions = Arc::new(Versions::new(passed.sandbox, guest.digest));
     drop(guest.bytes);
     let recordings = match options.record.clone() {
         None => None,

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use airlock::cli::Test;
 use airlock::limits::SCRIPT_BYTES;
 use airlock::logging::printable;
-use airlock::sandbox::{Compiled, Sandbox};
+use airlock::sandbox::{Compiler, Sandbox};
 use airlock::session::Session;
 use airlock::transcript;
 use airlock::trial::NOBODY;
@@ -20,8 +20,8 @@ use super::{read, runtime};
 /// The exit status is 0 when the guest answered as every conversation has it.
 pub(crate) fn run(options: &Test) -> Result<ExitCode> {
     let file = read(&options.file)?;
-    let runtime = runtime(&options.guest, Compiled::Cached)?;
-    let sandbox = Sandbox::new(&runtime, &file.bytes)
+    let runtime = runtime(&options.guest, Compiler::this_program(false))?;
+    let sandbox = Sandbox::new(&runtime, &file.bytes, &|| true)
         .with_context(|| format!("cannot serve `{}`", options.file.display()))?;
     let mut failed = 0;
     for script in &options.scripts {

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{
-    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel,
-    PoolingAllocationConfig,
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
 };
 
+use super::compiler::Compiler;
+use super::compiler::child::Settings;
 use super::ticker::Ticker;
 use super::wasi::{self, State};
 use super::{RejectedGuest, reason};
@@ -25,6 +26,7 @@ use crate::limits::{self, Limits};
 pub struct Runtime {
     pub(crate) engine: Engine,
     pub(super) linker: Linker<State>,
+    pub(super) compiler: Compiler,
     pub(crate) ticker: Ticker,
     pub(crate) memory: Arc<Budget>,
     pub(crate) environment: Arc<[(String, String)]>,
@@ -38,28 +40,19 @@ pub struct Runtime {
 /// an instance of the greeter touches.
 const MEMORY_GUARD_BYTES: u64 = (32 << 20) + 5 * 4096;
 
-/// Where compiled guests are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compiled {
-    /// In Wasmtime's cache, in the user's cache directory. A server that has no such directory
-    /// compiles at every start.
-    Cached,
-    /// Nowhere: compiling is what is to be measured.
-    Anew,
-}
-
 impl Runtime {
-    /// `environment` is all that guests see of one.
+    /// `environment` is all that guests see of one; `compiler` compiles them.
     ///
     /// # Errors
     /// Wasmtime cannot run on this machine with these limits.
     pub fn new(
         environment: Vec<(String, String)>,
         limits: Limits,
-        compiled: Compiled,
+        compiler: Compiler,
     ) -> Result<Arc<Runtime>, RejectedGuest> {
-        let engine =
-            Engine::new(&config(&limits, compiled)).map_err(reason(RejectedGuest::Engine))?;
+        let mut config = config(settings(&limits));
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&limits)));
+        let engine = Engine::new(&config).map_err(reason(RejectedGuest::Engine))?;
         // Its threads have to start now: when there is no room for them later, every sleep of every
         // guest would fail for good.
         wasmtime_wasi::runtime::with_ambient_tokio_runtime(|| ());
@@ -71,6 +64,7 @@ impl Runtime {
             memory: Budget::new(limits.total_guest_memory_bytes),
             environment: environment.into(),
             connections: AtomicUsize::new(limits.connections),
+            compiler,
             engine,
             limits,
         }))
@@ -96,24 +90,27 @@ impl Runtime {
     }
 }
 
-fn config(limits: &Limits, compiled: Compiled) -> Config {
+/// What of the limits is compiled in.
+pub(super) fn settings(limits: &Limits) -> Settings {
+    Settings {
+        guest_memory_bytes: limits.guest_memory_bytes,
+    }
+}
+
+/// All that compiled code depends on: the same in this process and in those that compile.
+pub(super) fn config(settings: Settings) -> Config {
     let mut config = Config::new();
     // The WIT is synchronous; leaving this on costs hundreds of ns a call.
     config.concurrency_support(false);
     // Time limits. Fuel would be 2 to 3 times slower.
     config.epoch_interruption(true);
     config.max_wasm_stack(limits::GUEST_STACK_BYTES);
-    config.memory_reservation(limits.guest_memory_bytes as u64);
+    config.memory_reservation(settings.guest_memory_bytes as u64);
     config.memory_may_move(false);
     config.memory_guard_size(MEMORY_GUARD_BYTES);
     // Fewer mappings for each connection, and faster than mapping the image anew.
     config.memory_init_cow(false);
     config.cranelift_opt_level(OptLevel::Speed);
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
-    config.cache(match compiled {
-        Compiled::Cached => cache(),
-        Compiled::Anew => None,
-    });
     config
 }
 
@@ -144,12 +141,6 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     pool.linear_memory_keep_resident(limits::GUEST_RESIDENT_BYTES);
     pool.table_keep_resident(4 * 1024);
     pool
-}
-
-fn cache() -> Option<Cache> {
-    Cache::new(CacheConfig::new())
-        .inspect_err(|error| tracing::debug!("no cache of compiled guests: {error:#}"))
-        .ok()
 }
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {

@@ -29,8 +29,9 @@ struct Hostile;
 impl Guest for Hostile {
     fn greeting() -> Option<String> {
         match env::var("ATTACK_IN_GREETING") {
-            Ok(attack) => Some(perform(&attack)),
-            Err(_) => Some("ready".to_owned()),
+            // Not in its trial, which it has to pass.
+            Ok(attack) if connection::id() > 0 => Some(perform(&attack)),
+            _ => Some("ready".to_owned()),
         }
     }
 

@@ -1,0 +1,325 @@
+//! Compiling a guest where it can do no harm: in a process of its own.
+//!
+//! What a component does to a compiler is as hostile as what it does later: a few KiB can ask for
+//! hours, for all of the machine's memory, or for more stack than there is. So a child process (this
+//! program, by a hidden command) gets the file on its standard input and answers with the compiled
+//! form. It is bounded in memory, time and authority ([`child`]); when it fails, it fails alone.
+//!
+//! The compiled form is native code. It is loaded from the pipe to that child only, and from
+//! Wasmtime's cache in the directory of the server's user. The cache is read and written by this
+//! process alone: the child has no files. Its entries are named by the digest of the component and
+//! of the compiler's settings, which this process computes; so a child that a guest's bytes had
+//! taken over could lie about that guest, whose author it works for anyway, and about no other.
+
+pub mod child;
+mod confinement;
+
+use std::hash::{Hash, Hasher};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use signal_hook::consts::{SIGABRT, SIGXCPU};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+use wasmtime_internal_cache::{Cache, CacheConfig, ModuleCacheEntry};
+
+use super::RejectedGuest;
+use crate::limits::{COMPILE_THREADS, COMPILED_BYTES, Limits};
+use child::Settings;
+
+/// How often a compilation is asked whether its result is still wanted.
+const LOOK_TIME: Duration = Duration::from_millis(20);
+
+/// A compilation that takes longer is spoken of.
+const SILENT_TIME: Duration = Duration::from_secs(1);
+
+/// What a child may say about a failure.
+const MESSAGE_BYTES: usize = 4 * 1024;
+
+/// Compiles guests in processes of their own.
+pub struct Compiler {
+    /// The program with the hidden command.
+    program: PathBuf,
+    /// What has been compiled before.
+    cache: Option<Cache>,
+}
+
+impl Compiler {
+    /// Whose children run `program`, which is an `airlock`. What they have compiled is kept in
+    /// Wasmtime's cache, in the user's cache directory; where there is none, or with `anew`, nothing
+    /// is kept.
+    pub fn new(program: impl Into<PathBuf>, anew: bool) -> Compiler {
+        let cache = || {
+            Cache::new(CacheConfig::new())
+                .inspect_err(|error| tracing::debug!("no cache of compiled guests: {error:#}"))
+                .ok()
+        };
+        Compiler {
+            program: program.into(),
+            cache: if anew { None } else { cache() },
+        }
+    }
+
+    /// Whose children run the program that this is, also when its file has been replaced since.
+    pub fn this_program(anew: bool) -> Compiler {
+        Compiler::new("/proc/self/exe", anew)
+    }
+
+    /// A component that has been compiled for `engine`, now or earlier. It is given up when it is no
+    /// longer `wanted`, which is asked all the time.
+    pub(super) fn compile(
+        &self,
+        engine: &Engine,
+        settings: Settings,
+        limits: &Limits,
+        component: &[u8],
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Component, RejectedGuest> {
+        let anew = || {
+            let compiled = Compilation::run(&self.program, settings, limits, component, wanted)?;
+            load(engine, &compiled)
+                .map_err(|error| super::why_too_large(settings, limits, &compiled, &error))
+        };
+        let key = Key {
+            engine,
+            component,
+            anew: &anew,
+        };
+        ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
+            &key,
+            |key| (key.anew)(),
+            |_, component| component.serialize().ok(),
+            |key, compiled| load(key.engine, &compiled).ok(),
+        )
+    }
+}
+
+/// What an entry of the cache is named by, and what makes it.
+struct Key<'a> {
+    engine: &'a Engine,
+    component: &'a [u8],
+    anew: &'a dyn Fn() -> Result<Component, RejectedGuest>,
+}
+
+impl Hash for Key<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.engine.precompile_compatibility_hash().hash(state);
+        self.component.hash(state);
+    }
+}
+
+#[expect(unsafe_code, reason = "compiled code is trusted by its origin alone")]
+pub(super) fn load(engine: &Engine, compiled: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: the bytes come from a child that runs Wasmtime's compiler, or from the cache that only
+    // this user can write to. That the compiler makes code that stays in its sandbox is Wasmtime's
+    // promise, here as in one process.
+    unsafe { Component::deserialize(engine, compiled) }
+}
+
+/// A child at work. Dropped, it is ended.
+struct Compilation {
+    child: Child,
+    compiled: Vec<u8>,
+    message: Vec<u8>,
+}
+
+impl Compilation {
+    fn run(
+        program: &PathBuf,
+        settings: Settings,
+        limits: &Limits,
+        component: &[u8],
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Vec<u8>, RejectedGuest> {
+        let started = Instant::now();
+        let mut compilation =
+            Compilation::start(program, settings, limits).map_err(RejectedGuest::NoCompiler)?;
+        let deadline = started + limits.compile_time;
+        let spoken = started + SILENT_TIME;
+        let mut silent = true;
+        let mut input = Input::new(compilation.child.stdin.take(), component);
+        while !compilation.has_answered() {
+            let now = Instant::now();
+            if !wanted() {
+                return Err(RejectedGuest::NotWanted);
+            }
+            if now >= deadline {
+                return Err(RejectedGuest::CompileTime(limits.compile_time));
+            }
+            if silent && now >= spoken {
+                silent = false;
+                tracing::info!(bytes = component.len(), "compiling the guest");
+            }
+            compilation
+                .exchange(&mut input)
+                .map_err(RejectedGuest::NoCompiler)?;
+            if compilation.compiled.len() > COMPILED_BYTES {
+                return Err(RejectedGuest::CompiledBytes);
+            }
+        }
+        match compilation.ended(deadline) {
+            Ok(status) if status.success() => {
+                if !silent {
+                    tracing::info!(time = ?started.elapsed(), "compiled the guest");
+                }
+                Ok(std::mem::take(&mut compilation.compiled))
+            }
+            Ok(status) => Err(compilation.failure(status, limits)),
+            Err(error) => Err(RejectedGuest::NoCompiler(error)),
+        }
+    }
+
+    fn start(program: &PathBuf, settings: Settings, limits: &Limits) -> io::Result<Compilation> {
+        let mut child = Command::new(program)
+            .args(settings.arguments(limits))
+            .env_clear()
+            // Each takes addresses for a heap of its own, and a large machine has many cores.
+            .env("RAYON_NUM_THREADS", COMPILE_THREADS.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(input) = &mut child.stdin {
+            rustix::io::ioctl_fionbio(input, true)?;
+        }
+        Ok(Compilation {
+            child,
+            compiled: Vec::new(),
+            message: Vec::new(),
+        })
+    }
+
+    fn has_answered(&self) -> bool {
+        self.child.stdout.is_none() && self.child.stderr.is_none()
+    }
+
+    /// Gives and takes what can be given and taken now, or within [`LOOK_TIME`].
+    fn exchange(&mut self, input: &mut Input<'_>) -> io::Result<()> {
+        let Child { stdout, stderr, .. } = &mut self.child;
+        let mut waits = Vec::with_capacity(3);
+        waits.extend(stdout.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+        waits.extend(stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+        waits.extend(
+            input
+                .pipe
+                .as_ref()
+                .map(|pipe| PollFd::new(pipe, PollFlags::OUT)),
+        );
+        let time = Timespec::try_from(LOOK_TIME).ok();
+        match poll(&mut waits, time.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = waits.into_iter().map(|wait| !wait.revents().is_empty());
+        let mut next = |there: bool| there && ready.next().unwrap_or(false);
+        let (answers, speaks, listens) = (
+            next(stdout.is_some()),
+            next(stderr.is_some()),
+            next(input.pipe.is_some()),
+        );
+        if answers {
+            take(stdout, &mut self.compiled, usize::MAX)?;
+        }
+        if speaks {
+            take(stderr, &mut self.message, MESSAGE_BYTES)?;
+        }
+        if listens {
+            input.give()?;
+        }
+        Ok(())
+    }
+
+    /// The end of a child that has closed its outputs: at once, or by our hand.
+    fn ended(&mut self, deadline: Instant) -> io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Why the child has failed, from its end and its last words.
+    fn failure(&self, status: ExitStatus, limits: &Limits) -> RejectedGuest {
+        let message = String::from_utf8_lossy(&self.message);
+        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        let out_of_memory = [
+            "memory allocation of",
+            "Cannot allocate memory",
+            "out of memory",
+        ];
+        if out_of_memory.iter().any(|words| message.contains(words)) {
+            return RejectedGuest::CompileMemory(ByteSize(limits.compile_memory_bytes));
+        }
+        match (status.code(), status.signal()) {
+            (Some(child::REFUSED), _) => RejectedGuest::Invalid(message),
+            (_, Some(SIGXCPU)) => RejectedGuest::CompileTime(limits.compile_time),
+            (_, Some(SIGABRT)) if message.contains("overflowed its stack") => RejectedGuest::Nested,
+            _ => RejectedGuest::CompilerDied(format!("{status}: {message}")),
+        }
+    }
+}
+
+impl Drop for Compilation {
+    fn drop(&mut self) {
+        // It may have ended already, and nothing could be done about it here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads once into `to`, which keeps `most` bytes, and closes what has ended.
+fn take(pipe: &mut Option<impl Read>, to: &mut Vec<u8>, most: usize) -> io::Result<()> {
+    let mut room = [0; 64 * 1024];
+    let Some(source) = pipe else { return Ok(()) };
+    match source.read(&mut room) {
+        Ok(0) => *pipe = None,
+        Ok(count) => {
+            let room = &room[..count.min(most.saturating_sub(to.len()))];
+            to.extend_from_slice(room);
+        }
+        Err(error) if error.kind() == ErrorKind::Interrupted => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// What the child has not been given yet.
+struct Input<'a> {
+    pipe: Option<ChildStdin>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    fn new(pipe: Option<ChildStdin>, bytes: &'a [u8]) -> Input<'a> {
+        Input { pipe, bytes }
+    }
+
+    fn give(&mut self) -> io::Result<()> {
+        let Some(pipe) = &mut self.pipe else {
+            return Ok(());
+        };
+        match pipe.write(self.bytes) {
+            Ok(count) => self.bytes = &self.bytes[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // It has died; how, its end says.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => self.bytes = &[],
+            Err(error) => return Err(error),
+        }
+        if self.bytes.is_empty() {
+            self.pipe = None;
+        }
+        Ok(())
+    }
+}

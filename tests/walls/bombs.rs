@@ -1,0 +1,319 @@
+//! Files that are hostile before anything in them runs: small, and without end for a compiler.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::components::howdy;
+use crate::support::{AIRLOCK, Changing, Server, eventually, put, run};
+
+/// Small enough for a test, ample for the greeter in a debug build.
+const BOUNDS: [&str; 2] = ["--compile-timeout=3s", "--compile-memory=512MiB"];
+
+/// A file, and what the server may say of it: which bound it meets first depends on the machine.
+struct Bomb {
+    name: &'static str,
+    bytes: Vec<u8>,
+    causes: &'static [&'static str],
+}
+
+/// The figures are those of the attack that found them.
+fn bombs() -> Vec<Bomb> {
+    let bomb = |name, bytes, causes| Bomb {
+        name,
+        bytes,
+        causes,
+    };
+    vec![
+        bomb("nested types", nested_types(5_000), &["nested too deeply"]),
+        bomb(
+            "doubling components",
+            doubling_components(40),
+            &["--compile-memory", "--compile-timeout"],
+        ),
+        bomb(
+            "many components",
+            many_components(20, 999),
+            &["--compile-memory", "--compile-timeout"],
+        ),
+        bomb(
+            "nested components",
+            nested_components(5_000),
+            &["nested too deeply", "--compile-memory"],
+        ),
+        bomb(
+            "nested loops",
+            nested_loops(10_000, 2_000),
+            &["--compile-memory", "--compile-timeout"],
+        ),
+        bomb(
+            "table fills",
+            table_fills(100_000),
+            &["--compile-memory", "--compile-timeout"],
+        ),
+    ]
+}
+
+const COMPONENT: [u8; 8] = *b"\0asm\x0d\x00\x01\x00";
+const MODULE: [u8; 8] = *b"\0asm\x01\x00\x00\x00";
+
+/// LEB128, as all numbers in WebAssembly are written.
+fn number(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = (value & 0x7f) as u8;
+        value >>= 7;
+        if value == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    [&[id], number(content.len()).as_slice(), content].concat()
+}
+
+fn component(sections: &[Vec<u8>]) -> Vec<u8> {
+    [COMPONENT.to_vec(), sections.concat()].concat()
+}
+
+fn core_module(sections: &[Vec<u8>]) -> Vec<u8> {
+    section(1, &[MODULE.to_vec(), sections.concat()].concat())
+}
+
+/// A component type in a component type, and so on: 3 bytes a level.
+fn nested_types(levels: usize) -> Vec<u8> {
+    let mut content = vec![1];
+    content.extend([0x41, 1, 1].repeat(levels));
+    content.extend([0x41, 0]);
+    component(&[section(7, &content)])
+}
+
+/// A component that has another one twice, which has another one twice, and so on.
+fn doubling_components(levels: usize) -> Vec<u8> {
+    let instance = section(2, &[1, 0, 0, 0]);
+    let innermost = component(&[core_module(&[]), instance]);
+    (0..levels).fold(innermost, |inner, _| {
+        let instances = section(5, &[2, 0, 0, 0, 0, 0, 0]);
+        component(&[section(4, &inner), instances])
+    })
+}
+
+/// Wasmtime takes a thousand in one place.
+fn many_components(places: usize, in_each: usize) -> Vec<u8> {
+    let place = component(&vec![section(4, &COMPONENT); in_each]);
+    component(&vec![section(4, &place); places])
+}
+
+fn nested_components(levels: usize) -> Vec<u8> {
+    let innermost = COMPONENT.to_vec();
+    (0..levels).fold(innermost, |inner, _| component(&[section(4, &inner)]))
+}
+
+/// A function in a module of its own in a component. It takes and returns nothing.
+fn function(locals: usize, code: &[u8]) -> Vec<u8> {
+    let types = section(1, &[1, 0x60, 0, 0]);
+    let functions = section(3, &[1, 0]);
+    let tables = section(4, &[1, 0x70, 0, 10]);
+    let locals = [&[1], number(locals).as_slice(), &[0x7f]].concat();
+    let body = [locals.as_slice(), code, &[0x0b]].concat();
+    let code = [&[1], number(body.len()).as_slice(), &body].concat();
+    component(&[core_module(&[types, functions, tables, section(10, &code)])])
+}
+
+/// 3 bytes each.
+fn nested_loops(count: usize, locals: usize) -> Vec<u8> {
+    function(
+        locals,
+        &[[0x03, 0x40].repeat(count), [0x0b].repeat(count)].concat(),
+    )
+}
+
+/// `(table.fill 0 (i32.const 0) (ref.null func) (i32.const 10))`, one after the other.
+fn table_fills(count: usize) -> Vec<u8> {
+    function(
+        1,
+        &[0x41, 0, 0xd0, 0x70, 0x41, 10, 0xfc, 0x11, 0].repeat(count),
+    )
+}
+
+/// The bombs as files, and the folder that they are in.
+fn bomb_files() -> (TempDir, Vec<(Bomb, PathBuf)>) {
+    let folder = tempfile::tempdir().unwrap();
+    let files = bombs().into_iter().map(|bomb| {
+        let file = folder.path().join(bomb.name.replace(' ', "-") + ".wasm");
+        fs::write(&file, &bomb.bytes).unwrap();
+        (bomb, file)
+    });
+    let files = files.collect();
+    (folder, files)
+}
+
+#[test]
+fn a_bomb_for_the_compiler_is_refused_in_one_line() {
+    let (folder, bombs) = bomb_files();
+    let script = folder.path().join("empty.conv");
+    fs::write(&script, "").unwrap();
+    for (bomb, file) in &bombs {
+        let name = bomb.name;
+        let output = |command: &mut Command| run(command.args(BOUNDS), b"");
+        let explains = |text: &[u8]| {
+            let text = String::from_utf8_lossy(text);
+            bomb.causes.iter().any(|cause| text.contains(cause))
+        };
+        let check = output(Command::new(AIRLOCK).arg("check").arg(file));
+        assert_eq!(check.status.code(), Some(1), "{name}: {check:?}");
+        assert!(explains(&check.stdout), "{name}: {check:?}");
+        let test = [Path::new("test"), file, &script];
+        let start = [
+            Path::new("--listen=127.0.0.1:0"),
+            Path::new("--guest"),
+            file,
+        ];
+        for command in [test, start] {
+            let output = output(Command::new(AIRLOCK).args(command));
+            assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+            let complaint = last_line(&output);
+            assert!(explains(complaint.as_bytes()), "{name}: {output:?}");
+        }
+    }
+}
+
+/// Before it may stand that something takes its time.
+fn last_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_bomb_through_hot_reload_ends_its_compiler_alone() {
+    let Changing { server, file, .. } = &Changing::start(&BOUNDS);
+    let mut client = server.greeted();
+    let resident_kib = server.resident_kib();
+    for bomb in bombs() {
+        let refused = server.log().len();
+        put(file, &bomb.bytes);
+        eventually(bomb.name, || {
+            assert_eq!(client.ask("Ada"), "Hello, Ada!", "{}", bomb.name);
+            let log = server.log();
+            let mut lines = log[refused..].iter();
+            lines.any(|line| {
+                let explains = bomb.causes.iter().any(|cause| line.contains(cause));
+                line.contains("refused the new guest") && explains
+            })
+        });
+    }
+    // What it has read of them is given back; the compiler's memory never was its own.
+    let grown_kib = server.resident_kib().saturating_sub(resident_kib);
+    assert!(grown_kib < 16 * 1024, "{grown_kib} KiB more");
+    put(file, &howdy());
+    server.logged(&["new connections get a new version", "version=2"]);
+    assert_eq!(server.greeted().ask("Ada"), "Howdy, Ada!");
+    assert_eq!(client.ask("Ada"), "Hello, Ada!");
+}
+
+/// Compiles for as long as it is let.
+fn endless() -> Vec<u8> {
+    nested_loops(10_000, 2_000)
+}
+
+const PATIENT: &str = "--compile-timeout=1h";
+
+#[test]
+fn a_newer_file_takes_the_place_of_the_one_that_is_compiled() {
+    let changing = Changing::start(&[PATIENT]);
+    changing.replace(&endless());
+    let compiler = changing.server.compiler();
+    changing.replace(&howdy());
+    changing.server.logged(&["gave up compiling the new guest"]);
+    changing
+        .server
+        .logged(&["new connections get a new version"]);
+    assert_eq!(changing.server.greeted().ask("Ada"), "Howdy, Ada!");
+    assert!(!Path::new(&format!("/proc/{compiler}")).exists());
+}
+
+#[test]
+fn a_server_ends_in_the_middle_of_a_compilation_and_its_compiler_with_it() {
+    for signal in ["TERM", "KILL"] {
+        let mut changing = Changing::start(&[PATIENT]);
+        changing.replace(&endless());
+        let compiler = changing.server.compiler();
+        changing.server.signal(signal);
+        changing.server.ended();
+        eventually("the compiler has ended", || {
+            let status = fs::read_to_string(format!("/proc/{compiler}/status"));
+            // Whoever adopted it may not have waited for it yet.
+            status.map_or(true, |status| status.contains("State:\tZ"))
+        });
+    }
+}
+
+#[test]
+fn a_compiler_has_its_three_streams_and_nothing_else() {
+    // As a careless parent of the server leaves them behind.
+    let folder = tempfile::tempdir().unwrap();
+    let guest = folder.path().join("guest.wasm");
+    fs::write(&guest, airlock::GREETER).unwrap();
+    let server = Server::start_command(
+        Command::new("sh")
+            .args([
+                "-c",
+                "exec 7</etc/passwd; exec \"$@\"",
+                "sh",
+                AIRLOCK,
+                PATIENT,
+            ])
+            .arg("--guest")
+            .arg(&guest),
+    );
+    put(&guest, &endless());
+    let process = PathBuf::from(format!("/proc/{}", server.compiler()));
+    let confined = || {
+        let status = fs::read_to_string(process.join("status")).unwrap();
+        status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1")
+    };
+    eventually("it is confined", confined);
+    let mut descriptors: Vec<_> = fs::read_dir(process.join("fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name(), fs::read_link(entry.path()).unwrap()))
+        .collect();
+    descriptors.sort();
+    let numbers: Vec<_> = descriptors.iter().map(|(number, _)| number).collect();
+    assert_eq!(numbers, ["0", "1", "2"]);
+    let pipes = descriptors
+        .iter()
+        .filter(|(_, to)| to.to_string_lossy().starts_with("pipe:"));
+    assert_eq!(pipes.count(), 3, "{descriptors:?}");
+    let limits = fs::read_to_string(process.join("limits")).unwrap();
+    for (name, value) in [
+        ("Max address space", "2147483648"),
+        ("Max cpu time", "14401"),
+        ("Max core file size", "0"),
+        ("Max file size", "0"),
+    ] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        let mut values = line[name.len()..].split_whitespace();
+        assert_eq!([values.next(), values.next()], [Some(value); 2], "{line}");
+    }
+    let environment = fs::read_to_string(process.join("environ")).unwrap();
+    assert_eq!(environment, "RAYON_NUM_THREADS=4\0");
+    let stat = fs::read_to_string(process.join("stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    // The 19th field of proc(5), of which two stand before that parenthesis.
+    assert_eq!(fields.split_whitespace().nth(16), Some("19"), "{stat}");
+}
+
+#[test]
+fn a_compilation_that_takes_its_time_is_spoken_of() {
+    let changing = Changing::start(&[PATIENT]);
+    let bomb = endless();
+    changing.replace(&bomb);
+    let bytes = format!("bytes={}", bomb.len());
+    changing.server.logged(&["compiling the guest", &bytes]);
+}
