@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -70,7 +71,7 @@ impl<J: Send + 'static> Threads<J> {
     ///
     /// # Errors
     /// The system has no room for another thread. The job is dropped.
-    pub(crate) fn run(&self, job: J) -> io::Result<()> {
+    pub(crate) fn run(&mut self, job: J) -> io::Result<()> {
         {
             let mut state = self.shared.lock();
             if state.waiting > state.handed.len() || state.live >= self.shared.most {
@@ -80,29 +81,15 @@ impl<J: Send + 'static> Threads<J> {
             }
             state.live += 1;
         }
-        // Counts the thread out again, also when it never starts or panics.
-        let live = Live(Arc::clone(&self.shared));
-        thread::Builder::new()
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new()
             .name("connection".to_owned())
-            .stack_size(self.stack_bytes + signal_stack::BYTES)
-            .spawn(move || {
-                let Live(shared) = &live;
-                // Without it Wasmtime sets one up that costs more.
-                let _signal_stack = SignalStack::install().ok();
-                (shared.work)(job);
-                while let Some(job) = shared.next_job() {
-                    (shared.work)(job);
-                }
-            })?;
+            .stack_size(self.stack_bytes + signal_stack::BYTES);
+        if let Err(error) = thread.spawn(move || shared.work_until_idle(job)) {
+            self.shared.lock().live -= 1;
+            return Err(error);
+        }
         Ok(())
-    }
-}
-
-struct Live<J>(Arc<Shared<J>>);
-
-impl<J> Drop for Live<J> {
-    fn drop(&mut self) {
-        self.0.lock().live -= 1;
     }
 }
 
@@ -112,6 +99,21 @@ impl<J> Shared<J> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a thread does from its first job on.
+    fn work_until_idle(&self, first: J) {
+        // Without it Wasmtime sets one up that costs more.
+        let _signal_stack = SignalStack::install().ok();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            // A panic would be a bug of ours, and is in the log. It must not cost the thread: there
+            // may be a job already that waits for this one.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| (self.work)(job)));
+            next = self.next_job();
+        }
+    }
+
+    /// The next job for a thread, or nothing when it has waited long enough. Then it counts as gone,
+    /// under the same lock: whoever sees it count may leave a job to it.
     fn next_job(&self) -> Option<J> {
         let mut state = self.lock();
         state.waiting += 1;
@@ -122,7 +124,11 @@ impl<J> Shared<J> {
             })
             .unwrap_or_else(PoisonError::into_inner);
         state.waiting -= 1;
-        state.handed.pop_front()
+        let job = state.handed.pop_front();
+        if job.is_none() {
+            state.live -= 1;
+        }
+        job
     }
 }
 
@@ -132,5 +138,98 @@ impl<J> Drop for Threads<J> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread::ThreadId;
+
+    use super::*;
+
+    /// Far longer than anything takes.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A job says that it has begun, and on which thread; then it waits until it may end.
+    struct Job {
+        begun: Sender<ThreadId>,
+        end: Receiver<()>,
+    }
+
+    fn job() -> (Job, Receiver<ThreadId>, Sender<()>) {
+        let (begun, has_begun) = channel();
+        let (may_end, end) = channel();
+        (Job { begun, end }, has_begun, may_end)
+    }
+
+    fn threads(most: usize, idle_time: Duration) -> Threads<Job> {
+        Threads::new(most, 1 << 20, idle_time, |job: Job| {
+            job.begun.send(thread::current().id()).expect("the test");
+            let _ = job.end.recv();
+        })
+    }
+
+    /// Has a job begin, and returns its thread.
+    fn begin(threads: &mut Threads<Job>) -> (ThreadId, Sender<()>) {
+        let (job, begun, end) = job();
+        threads.run(job).expect("a thread");
+        (begun.recv_timeout(PATIENCE).expect("it begins"), end)
+    }
+
+    #[test]
+    fn a_thread_that_has_given_up_is_left_no_job() {
+        let mut threads = threads(1, Duration::ZERO);
+        // The only thread there may be, in the moment after it has stopped waiting.
+        threads.shared.lock().live = 1;
+        assert!(threads.shared.next_job().is_none());
+        begin(&mut threads);
+    }
+
+    #[test]
+    fn threads_are_used_again_and_never_more_than_the_most() {
+        let mut threads = threads(3, PATIENCE);
+        let mut seen = HashSet::new();
+        for _ in 0..20 {
+            let jobs: Vec<_> = (0..3).map(|_| begin(&mut threads)).collect();
+            seen.extend(jobs.iter().map(|(thread, _)| *thread));
+            // One more has to wait for the first of them to end.
+            let (job, begun, _end) = job();
+            threads.run(job).expect("no new thread is needed");
+            assert!(begun.try_recv().is_err());
+            drop(jobs);
+            seen.insert(begun.recv_timeout(PATIENCE).expect("it begins"));
+            assert!(threads.shared.lock().live <= 3);
+        }
+        assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn a_job_that_panics_does_not_cost_its_thread() {
+        let (done, is_done) = channel();
+        let mut threads = Threads::new(1, 1 << 20, PATIENCE, move |fails: bool| {
+            assert!(!fails, "a bug of ours");
+            done.send(()).expect("the test");
+        });
+        threads.run(true).expect("a thread");
+        threads.run(false).expect("the same thread");
+        is_done.recv_timeout(PATIENCE).expect("it is done");
+    }
+
+    #[test]
+    fn threads_that_wait_end_with_the_idle_time_and_with_the_pool() {
+        let mut short = threads(2, Duration::from_millis(1));
+        drop(begin(&mut short));
+        drop(begin(&mut short));
+        let mut long = threads(2, PATIENCE * 10);
+        drop(begin(&mut long));
+        let shared = Arc::clone(&long.shared);
+        drop(long);
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while shared.lock().live + short.shared.lock().live > 0 {
+            assert!(std::time::Instant::now() < deadline, "they do not end");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
