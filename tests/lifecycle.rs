@@ -1,9 +1,13 @@
 //! How a server ends.
 
-use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::io::{ErrorKind, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use crate::support::Server;
+use crate::support::{Server, eventually};
 
 #[test]
 fn ctrl_c_ends_the_server_with_status_0() {
@@ -104,4 +108,65 @@ fn the_server_does_not_end_while_a_reply_is_half_written() {
     );
     assert_eq!(goodbye, "\nerror: server is shutting down\n");
     assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_goes_on_sending_hears_the_goodbye_and_the_end() {
+    let mut server = Server::start(&[]);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let client = server.greeted();
+            let mut sender = client.stream.try_clone().unwrap();
+            let sent_bytes = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&sent_bytes);
+            let sending = thread::spawn(move || {
+                let lines = "Ada\nGrace\n".repeat(100);
+                while sender.write_all(lines.as_bytes()).is_ok() {
+                    count.fetch_add(lines.len(), Ordering::SeqCst);
+                }
+            });
+            (client, sent_bytes, sending)
+        })
+        .collect();
+    // Nobody reads yet, so the last words have to wait behind many others.
+    for (_, sent_bytes, _) in &clients {
+        eventually("it sends", || sent_bytes.load(Ordering::SeqCst) > 1_000_000);
+    }
+    server.signal("TERM");
+    let is_closed = |line: &String| line.contains("closed");
+    eventually("all are closed", || {
+        server.log().iter().filter(|line| is_closed(line)).count() == clients.len()
+    });
+    let readers = clients.into_iter().map(|(mut client, _, sending)| {
+        thread::spawn(move || {
+            // Slowly, for longer than one that takes nothing is given to close.
+            let mut heard = Vec::new();
+            for _ in 0..150 {
+                heard.extend(client.receive());
+                thread::sleep(Duration::from_millis(10));
+            }
+            // A reset would be an error.
+            heard.extend(client.rest().as_bytes());
+            // The server may have closed already.
+            let _ = client.stream.shutdown(Shutdown::Both);
+            sending.join().unwrap();
+            heard
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        let heard = reader.join().unwrap();
+        assert!(heard.ends_with(b"!\nerror: server is shutting down\n"));
+    }
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_has_been_told_and_stays_is_not_waited_for_beyond_the_drain() {
+    let mut server = Server::start(&["--drain-timeout=200ms"]);
+    let mut client = server.greeted();
+    server.signal("TERM");
+    assert_eq!(client.hear(), "error: server is shutting down\n");
+    // It does not close, and nothing is lost when the server does.
+    assert_eq!(server.ended().code(), Some(0));
+    assert_eq!(client.hear(), "");
 }

@@ -1,9 +1,15 @@
 //! Every limit that a client can run into, and what it is told.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Client, Server, eventually};
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{Client, PATIENCE, Server, eventually};
 
 #[test]
 fn a_line_over_the_limit_is_refused_and_the_next_one_served() {
@@ -108,6 +114,52 @@ fn a_client_that_does_not_read_is_let_go() {
     });
     server.logged(&["closed", "the client does not read"]);
     sending.join().unwrap();
+}
+
+/// A client with little room, for which a large reply waits.
+fn reader_of_a_large_reply(server: &Server) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    // It lasts for the connection, so that each read makes room that the server hears of.
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&server.address.into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"reply\n").unwrap();
+    stream
+}
+
+#[test]
+fn a_client_that_reads_slowly_and_steadily_is_not_let_go() {
+    let options = ["--write-timeout=1s", "--max-reply=64MiB"];
+    let server = Server::with_guest("hostile", &options);
+    let mut client = reader_of_a_large_reply(&server);
+    // 25 kB a second, for much longer than the limit, of far more than any buffer takes.
+    for _ in 0..40 {
+        client.read_exact(&mut [0; 2500]).unwrap();
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!server.log().iter().any(|line| line.contains("closed")));
+    // When it stops, it is.
+    server.logged(&["closed", "the client does not read"]);
+}
+
+#[test]
+fn a_client_that_reads_a_byte_now_and_then_is_let_go() {
+    let options = ["--write-timeout=1s", "--max-reply=64MiB"];
+    let server = Server::with_guest("hostile", &options);
+    let mut client = reader_of_a_large_reply(&server);
+    let closed = Arc::new(AtomicBool::new(false));
+    let dripping = thread::spawn({
+        let closed = Arc::clone(&closed);
+        move || {
+            while !closed.load(Ordering::SeqCst) && client.read_exact(&mut [0]).is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+    });
+    server.logged(&["closed", "the client does not read"]);
+    closed.store(true, Ordering::SeqCst);
+    dripping.join().unwrap();
 }
 
 #[test]

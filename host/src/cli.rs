@@ -201,7 +201,7 @@ pub struct Serve {
     #[arg(default_value = "30s", value_parser = time)]
     pub line_timeout: humantime::Duration,
 
-    /// How long a client may leave replies unread
+    /// How long a client may take nothing of its replies
     #[arg(long, env = "AIRLOCK_WRITE_TIMEOUT", value_name = "TIME")]
     #[arg(default_value = "30s", value_parser = time)]
     pub write_timeout: humantime::Duration,

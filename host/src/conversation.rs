@@ -21,8 +21,9 @@ pub trait Peer: Read + Write {
     /// The socket is broken.
     fn set_read_time(&mut self, time: Duration) -> io::Result<()>;
 
-    /// Whether the server has begun to end, or this connection's version of the guest has. Reads then
-    /// return 0.
+    /// Whether the server has begun to end, or this connection's version of the guest has. When that
+    /// begins, a read that waits gives up, and so does one for which the time has been set before:
+    /// so ask between the two.
     fn is_draining(&self) -> bool;
 }
 
@@ -183,9 +184,6 @@ impl<'a, P: Peer> Conversation<'a, P> {
     /// Reads until there may be a message; 0 bytes are the end of input.
     fn receive<E>(&mut self) -> Result<usize, End<E>> {
         loop {
-            if self.peer.is_draining() {
-                return Err(End::ShuttingDown);
-            }
             let waiting = self.reader.waiting();
             let time_left = self.time_left(waiting);
             if time_left.is_zero() {
@@ -196,8 +194,11 @@ impl<'a, P: Peer> Conversation<'a, P> {
                 Waiting::ForMessage | Waiting::ForRestOfLine => time_left,
             };
             self.peer.set_read_time(patience).map_err(End::Broken)?;
+            if self.peer.is_draining() {
+                return Err(End::ShuttingDown);
+            }
             match self.reader.fill(&mut self.peer) {
-                // The drain ends the input of every connection.
+                // It was cut.
                 Ok(0) if self.peer.is_draining() => return Err(End::ShuttingDown),
                 Ok(count) => {
                     self.bytes_in += count as u64;
@@ -207,6 +208,7 @@ impl<'a, P: Peer> Conversation<'a, P> {
                 Err(error) if error.kind() != ErrorKind::WouldBlock => {
                     return Err(End::Broken(error));
                 }
+                Err(_) if self.peer.is_draining() => {}
                 Err(_) if waiting == Waiting::ForFraming && patience < time_left => {
                     self.reader.settle();
                     return Ok(self.reader.pending_bytes());
@@ -293,7 +295,7 @@ impl<'a, P: Peer> Conversation<'a, P> {
 
 impl<E> End<E> {
     /// What the shim itself has to say about it.
-    fn last_word(&self) -> Option<&'static str> {
+    pub fn last_word(&self) -> Option<&'static str> {
         match self {
             End::GuestFailed(_) => Some(GUEST_FAILED),
             End::TimedOut => Some("error: timed out waiting for a line"),

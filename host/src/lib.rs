@@ -6,7 +6,7 @@
 //! native is the *shim*.
 //!
 //! The modules in the order in which a line passes them: [`listener`] has the socket, [`server`]
-//! accepts, [`versions`] tells which guest a connection gets, `connection` is one client's socket,
+//! accepts, [`versions`] tells which guest a connection gets, `connection` is one client's `socket`,
 //! [`conversation`] the loop, [`framing`] makes messages of bytes and bytes of replies, [`session`]
 //! asks the guest, which [`sandbox`] has prepared.
 //!
@@ -29,6 +29,7 @@ mod connection;
 pub mod conversation;
 pub mod framing;
 pub mod guest_file;
+mod interrupt;
 pub mod limits;
 pub mod listener;
 pub mod logging;
@@ -39,6 +40,7 @@ pub mod server;
 pub mod session;
 pub mod shutdown;
 mod signal_stack;
+mod socket;
 pub mod supervisor;
 pub mod takeover;
 mod threads;

@@ -20,7 +20,7 @@ pub struct Limits {
     pub idle_time: Duration,
     /// How long a client may take from the first byte of a line to its last.
     pub line_time: Duration,
-    /// How long a client may leave replies unread once the kernel's buffer is full.
+    /// How long a client may take nothing of its replies once the kernel's buffer is full.
     pub write_time: Duration,
     /// How long one call into the guest may take, asleep or awake.
     pub call_time: Duration,
@@ -79,6 +79,11 @@ pub const LINE_TIME: Duration = Duration::from_secs(30);
 /// As for a line, the other way: protects the connection cap from clients that do not read.
 pub const WRITE_TIME: Duration = Duration::from_secs(30);
 
+/// Bytes a second that a client has to take of what waits for it, or it is let go when it has been
+/// behind for the write time. Slower than any line still in use, so only who means to stay takes less;
+/// a reply of 1 MiB is read within 18 minutes. Protects the connection cap from slow readers.
+pub const LEAST_WRITE_BYTES_PER_SECOND: u64 = 1024;
+
 /// Five times the tutorial's second of work. Protects the server's threads from the guest.
 pub const CALL_TIME: Duration = Duration::from_secs(5);
 
@@ -132,8 +137,9 @@ pub const COMPONENT_BYTES: u64 = 128 * 1024 * 1024;
 /// gaps inside one line, shorter than a client's patience.
 pub const SETTLE_TIME: Duration = Duration::from_millis(200);
 
-/// How long a closed connection waits for the client to take note. Without it, bytes that the
-/// client still sends would make the kernel reset the connection, and the last reply could be lost.
+/// How long a closed connection waits for the client to take note, from when its kernel has
+/// everything. Without it, bytes that the client still sends would make the kernel reset the
+/// connection, and the last reply could be lost.
 pub const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// How long a drain waits for the messages in progress.

@@ -247,28 +247,28 @@ impl Server<'_> {
         tracing::info!("shutting down: waiting for the messages in progress");
         supervisor::stopping();
         self.shutdown.drain();
-        match self.wait_until(time, Shutdown::wait_until_empty) {
+        self.wait_until(time, Shutdown::wait_until_empty);
+        match self.shutdown.cut() {
             0 => {
                 tracing::info!(served = self.accepted, "stopped");
                 Ended::InTime
             }
             left => {
                 tracing::error!(connections = left, "cut: they did not end in time");
-                self.shutdown.cut();
                 Ended::Cut(left)
             }
         }
     }
 
-    /// Has `wait` wait for as long as something is left, or for `time`, and returns what is left.
-    fn wait_until(&mut self, time: Duration, wait: fn(&Shutdown, Duration) -> usize) -> usize {
+    /// Has `wait` wait for as long as something is left, or for `time`.
+    fn wait_until(&mut self, time: Duration, wait: fn(&Shutdown, Duration) -> usize) {
         let deadline = Instant::now() + time;
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
             let pause = self.be_alive().unwrap_or(time_left);
             let left = wait(self.shutdown, pause.min(time_left));
             if left == 0 || time_left.is_zero() {
-                return left;
+                return;
             }
         }
     }

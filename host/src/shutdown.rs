@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::interrupt::{self, Reader};
+
 /// Ends a server. Clones end the same one.
 #[derive(Debug, Clone)]
 pub struct Shutdown(Arc<Shared>);
@@ -29,7 +31,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Open {
-    connections: HashMap<u64, Connection>,
+    connections: HashMap<u64, Arc<Connection>>,
     /// How many of them each address has.
     addresses: HashMap<IpAddr, usize>,
 }
@@ -39,6 +41,18 @@ struct Connection {
     stream: Arc<TcpStream>,
     /// The number of its guest's version.
     version: u64,
+    reader: Reader,
+    /// All has been said; the client only has to take note.
+    finished: AtomicBool,
+}
+
+impl Connection {
+    /// Has its thread look whether it has to end: the read after this gives up, and so does the one
+    /// that has begun.
+    fn wake(&self) {
+        let _ = self.stream.set_read_timeout(Some(Duration::from_millis(1)));
+        self.reader.interrupt();
+    }
 }
 
 /// How many connections may be open.
@@ -62,7 +76,7 @@ pub(crate) enum Full {
 pub(crate) struct Permit {
     id: u64,
     address: IpAddr,
-    stream: Arc<TcpStream>,
+    connection: Arc<Connection>,
     shutdown: Shutdown,
 }
 
@@ -70,8 +84,9 @@ impl Shutdown {
     /// Nobody is connected and nothing has begun to end.
     ///
     /// # Errors
-    /// The process is out of descriptors.
+    /// The process is out of descriptors, or may handle no signals.
     pub fn new() -> io::Result<Shutdown> {
+        interrupt::prepare()?;
         Ok(Shutdown(Arc::new(Shared {
             draining: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
@@ -86,9 +101,8 @@ impl Shutdown {
     pub fn drain(&self) {
         let open = self.open();
         self.0.draining.store(true, Ordering::SeqCst);
-        // Threads blocked in a read see the end of input; what to make of it they ask the flag.
         for connection in open.connections.values() {
-            let _ = connection.stream.shutdown(Direction::Read);
+            connection.wake();
         }
         self.0.changed.notify_all();
         self.wake_up();
@@ -104,26 +118,32 @@ impl Shutdown {
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Ends the connections of one version of the guest, as a drain ends all.
+    /// Ends the connections of one version of the guest, which has been retired, as a drain ends all.
     pub(crate) fn retire(&self, version: u64) {
         let open = self.open();
         for connection in open.connections.values() {
             if connection.version == version {
-                let _ = connection.stream.shutdown(Direction::Read);
+                connection.wake();
             }
         }
     }
 
-    /// Ends the connections that are left, in the middle of whatever they do.
-    pub fn cut(&self) {
+    /// Ends the connections that are left, in the middle of whatever they do, and returns how many
+    /// those are. One that only waits for its client to take note is none of them.
+    pub fn cut(&self) -> usize {
+        let mut count = 0;
         for connection in self.open().connections.values() {
-            let _ = connection.stream.shutdown(Direction::Both);
+            if !connection.finished.load(Ordering::SeqCst) {
+                count += 1;
+                let _ = connection.stream.shutdown(Direction::Both);
+            }
         }
+        count
     }
 
     /// Whether [`Shutdown::drain`] has been called.
     pub fn is_draining(&self) -> bool {
-        self.0.draining.load(Ordering::Relaxed)
+        self.0.draining.load(Ordering::SeqCst)
     }
 
     /// Whether the server takes new connections.
@@ -155,15 +175,17 @@ impl Shutdown {
             return Err(Full::Address(caps.per_ip, address));
         }
         *taken += 1;
-        let connection = Connection {
+        let connection = Arc::new(Connection {
             stream: Arc::clone(stream),
             version,
-        };
-        open.connections.insert(id, connection);
+            reader: Reader::default(),
+            finished: AtomicBool::new(false),
+        });
+        open.connections.insert(id, Arc::clone(&connection));
         Ok(Permit {
             id,
             address,
-            stream: Arc::clone(stream),
+            connection,
             shutdown: self.clone(),
         })
     }
@@ -206,7 +228,17 @@ fn network(address: IpAddr) -> IpAddr {
 
 impl Permit {
     pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
+        &self.connection.stream
+    }
+
+    /// This thread serves the connection. To be said before it asks whether it has to end.
+    pub(crate) fn begin(&self) {
+        self.connection.reader.is_this_thread();
+    }
+
+    /// All has been said.
+    pub(crate) fn finish(&self) {
+        self.connection.finished.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_draining(&self) -> bool {

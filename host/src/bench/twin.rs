@@ -9,11 +9,11 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::talk::CHUNK;
-use crate::connection::Socket;
 use crate::conversation::{Conversation, Handler, Outcome};
 use crate::framing::Framing;
 use crate::limits::Limits;
 use crate::listener;
+use crate::socket::Socket;
 
 /// As many as Airlock's.
 const BACKLOG: u16 = 1024;

@@ -72,7 +72,7 @@ impl Read for Client {
             Some(Event::Reset) => Err(ErrorKind::ConnectionReset.into()),
             Some(Event::Drain) => {
                 self.draining = true;
-                Ok(0)
+                Err(ErrorKind::Interrupted.into())
             }
             Some(Event::Bytes(bytes)) if bytes.is_empty() => Err(ErrorKind::Interrupted.into()),
             Some(Event::Bytes(mut bytes)) => {
