@@ -1,9 +1,11 @@
 //! The greeter's conversation with every kind of client.
 
+use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::components::{NO_GREETING, component};
 use crate::support::{AIRLOCK, CLIENT, Client, Program, Server, installed, run};
 
 #[test]
@@ -87,6 +89,55 @@ fn crlf_is_answered_with_crlf() {
         client.rest(),
         "Hello, Michael!\r\nHello, Tracy!\nHello, Sarah!\r\n"
     );
+}
+
+#[test]
+fn a_reply_of_several_lines_has_the_ending_of_the_line_it_answers() {
+    // `reply`, and where its text is; of the text all but the line feed is the guest's business.
+    let guest = component(&format!(
+        r#"{NO_GREETING}
+        (data (i32.const 256) "one\0atwo\00\0dthree")
+        (data (i32.const 68) "\00\01\00\00\0e\00\00\00")
+        (func $handle (param i32 i32) (result i32) i32.const 64)"#
+    ));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("guest.wasm");
+    fs::write(&file, guest).unwrap();
+    let guest = format!("--guest={}", file.display());
+    let records = folder.path().join("records");
+    let record = format!("--record={}", records.display());
+    let server = Server::start(&[&guest, &record]);
+    let mut client = server.connect();
+    client.send("a\nb\r\nc");
+    client.finish();
+    assert_eq!(
+        client.rest(),
+        "one\ntwo\0\rthree\none\r\ntwo\0\rthree\r\none\r\ntwo\0\rthree\r\n"
+    );
+    // As it was said it is written down, and can be played.
+    server.logged(&["closed", "connection=1 "]);
+    let recorded = fs::read_dir(&records).unwrap().next().unwrap();
+    let recorded = recorded.unwrap().path();
+    let text = fs::read_to_string(&recorded).unwrap();
+    let exchange = |line| format!("> {line}\n< one\n<\"two\\u0000\\rthree\"\n");
+    let exchanges = ["a", "b", "c"].map(exchange).concat();
+    assert!(text.ends_with(&exchanges), "{text}");
+    let output = run(
+        Command::new(AIRLOCK).arg("test").args([&file, &recorded]),
+        b"",
+    );
+    assert!(output.status.success(), "{output:?}");
+
+    let server = Server::start(&[&guest, "--framing=chunks"]);
+    let mut client = server.connect();
+    client.send("a\r\n");
+    client.finish();
+    assert_eq!(client.rest(), "one\ntwo\0\rthree");
+    // So may a greeting.
+    let server = Server::start(&["--env=GREETING=Welcome!\nHelp: exit"]);
+    let mut client = server.connect();
+    client.send("exit\r\n");
+    assert_eq!(client.rest(), "Welcome!\nHelp: exit\n");
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub enum Framing {
     Chunks,
 }
 
-/// What is written behind a reply.
+/// What is written behind each line of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// Nothing: the reply to a chunk.
@@ -338,9 +338,18 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Adds one reply.
+    /// Adds one reply, of one line or several: each goes out with `ending`, but for chunks, of which
+    /// every byte is the guest's.
     pub fn push(&mut self, text: &str, ending: Ending) {
-        self.buffer.extend_from_slice(text.as_bytes());
+        let mut rest = text.as_bytes();
+        if ending == Ending::CrLf {
+            while let Some(newline) = memchr::memchr(b'\n', rest) {
+                self.buffer.extend_from_slice(&rest[..newline]);
+                self.buffer.extend_from_slice(ending.bytes());
+                rest = &rest[newline + 1..];
+            }
+        }
+        self.buffer.extend_from_slice(rest);
         self.buffer.extend_from_slice(ending.bytes());
     }
 

@@ -9,8 +9,8 @@
 //! <close
 //! ```
 //!
-//! `>` is a message to the guest, `<` a line that it answers (a reply of two lines is two of them),
-//! `<close` its close. The text after the mark and one space is taken as it is. A text that would
+//! `>` is a message to the guest, `<` a line that it answers (a reply of two lines is two of them,
+//! whatever they end with on the wire), `<close` its close. The text after the mark and one space is taken as it is. A text that would
 //! not survive in a text file, with a newline or an escape character in it, stands as a JSON string
 //! right after the mark: `>"Michael\nTracy"`.
 

@@ -117,7 +117,8 @@ pub mod exports {
         #[derive(Clone)]
         pub enum Outcome {
           /// Send this text to the client, then wait for the next line. The shim appends the line
-          /// ending, so the text carries none of its own.
+          /// ending. The text may have several lines, with a line feed between two of them: each goes
+          /// out with the ending of the line it answers. All other characters go out as they are.
           Reply(_rt::String),
           /// Send nothing and wait for the next line.
           NoReply,
@@ -246,8 +247,8 @@ pub mod exports {
         }
       } }
       pub trait Guest {
-        /// Called once, when the connection has been accepted, before any line. The text goes out at
-        /// once; `none` sends nothing: the client speaks first.
+        /// Called once, when the connection has been accepted, before any line. The text, which may have
+        /// several lines too, goes out at once; `none` sends nothing: the client speaks first.
         #[allow(async_fn_in_trait)]
         fn greeting() -> ::core::option::Option<_rt::String>;
         /// Called for every message, in the order of arrival. `line` comes without its line ending and

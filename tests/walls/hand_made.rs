@@ -85,6 +85,8 @@ fn answers_to_several_lines_that_are_none_fail_the_guest() {
     };
     let right = server(&answering_many("x\ny\nz\n", 3), &[]);
     assert_eq!(ask(&right), "\nx\ny\nz\n");
+    let more = server(&answering_many("x\nx\ny\nz\n", 3), &[]);
+    assert_eq!(ask(&more), "\nx\nx\ny\nz\n", "a reply may have two lines");
     // It may handle some of them; the last one comes alone again.
     let some = server(&answering_many("x\n", 2), &[]);
     assert_eq!(ask(&some), "\nx\n\n");

@@ -261,6 +261,27 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(byte, 0..400)
 }
 
+#[test]
+fn each_line_of_a_reply_has_the_ending_of_the_line_it_answers() {
+    let written = |text: &str, ending| {
+        let (mut writer, mut bytes) = (Writer::default(), Vec::new());
+        writer.push(text, ending);
+        let count = writer.flush(&mut bytes).expect("a vector has no errors");
+        assert_eq!(count, bytes.len());
+        String::from_utf8(bytes).expect("text")
+    };
+    assert_eq!(written("a\n\nb", Ending::Lf), "a\n\nb\n");
+    assert_eq!(written("a\n\nb", Ending::CrLf), "a\r\n\r\nb\r\n");
+    assert_eq!(written("a\n\nb", Ending::None), "a\n\nb");
+    // An empty last line is a line too, and all other bytes are the guest's.
+    assert_eq!(written("a\n", Ending::CrLf), "a\r\n\r\n");
+    assert_eq!(
+        written("\0a\rb\r\n\u{85}", Ending::CrLf),
+        "\0a\rb\r\r\n\u{85}\r\n"
+    );
+    assert_eq!(written("", Ending::CrLf), "\r\n");
+}
+
 proptest! {
     #[test]
     fn however_the_bytes_are_cut_lines_gives_the_same_messages(
