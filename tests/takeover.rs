@@ -1,17 +1,20 @@
 //! The next process takes over, and no client notices.
 
 use std::fs;
-use std::io::Read;
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use airlock::shutdown::Shutdown;
-use airlock::takeover::{Door, Offer};
+use airlock::limits::TAKEOVER_TIME;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
 
 use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, run};
@@ -23,6 +26,67 @@ fn meeting_place() -> (TempDir, PathBuf, String) {
     let path = folder.path().join("airlock.sock");
     let option = format!("--takeover={}", path.display());
     (folder, path, option)
+}
+
+/// What the two say to each other (`host/src/takeover.rs`).
+const OFFER: u8 = 3;
+const TAKE: u8 = 1;
+const STILL: u8 = 2;
+const YES: u8 = 3;
+
+/// One side of a takeover, played by hand. It is as good as stopped until it says the next word,
+/// and dropping it is its death.
+struct Player(UnixStream);
+
+impl Player {
+    /// A new process, which comes to the one that waits at `path`.
+    fn come(path: &Path) -> Player {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Player(stream)
+    }
+
+    fn say(&mut self, word: u8) {
+        self.0.write_all(&[word]).unwrap();
+    }
+
+    fn hear(&mut self, word: u8) {
+        let mut heard = [0];
+        self.0.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, [word]);
+    }
+
+    fn hear_the_end(&mut self) {
+        assert_eq!(self.0.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+/// An old process, played by hand: it has a listener and waits at a path.
+struct Old {
+    listener: TcpListener,
+    door: UnixListener,
+}
+
+impl Old {
+    fn wait_at(path: &Path) -> Old {
+        Old {
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            door: UnixListener::bind(path).unwrap(),
+        }
+    }
+
+    /// Hands the listener to whoever comes.
+    fn offer(&self) -> Player {
+        let (stream, _) = self.door.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [self.listener.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let word = [IoSlice::new(&[OFFER])];
+        sendmsg(&stream, &word, &mut control, SendFlags::empty()).unwrap();
+        Player(stream)
+    }
 }
 
 #[test]
@@ -69,19 +133,6 @@ fn nobody_is_refused_while_one_process_takes_over_from_another() {
     assert!(!path.exists(), "nothing is left behind");
 }
 
-/// What is at the path when it ends may be the next process's already, since a moment ago.
-#[test]
-fn a_process_that_has_handed_over_leaves_the_path_alone() {
-    let (_folder, path, _) = meeting_place();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let shutdown = Shutdown::new().unwrap();
-    let door = Door::prepare(&path, &listener, shutdown).unwrap();
-    let door = door.open().unwrap();
-    Offer::ask(&path).unwrap().unwrap().take().unwrap();
-    drop(door);
-    assert!(path.exists());
-}
-
 #[test]
 fn open_connections_finish_on_the_old_process_and_are_then_told() {
     let (_folder, _, option) = meeting_place();
@@ -96,6 +147,190 @@ fn open_connections_finish_on_the_old_process_and_are_then_told() {
     assert_eq!(idle.rest(), "error: server is shutting down\n");
     assert_eq!(old.ended().code(), Some(0));
     assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!");
+}
+
+/// How far a takeover has come when one of the two stops or dies.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+enum Step {
+    Come,
+    Offered,
+    Taken,
+    Asked,
+    Answered,
+}
+
+const STEPS: [Step; 5] = [
+    Step::Come,
+    Step::Offered,
+    Step::Taken,
+    Step::Asked,
+    Step::Answered,
+];
+
+#[test]
+fn a_new_process_that_stops_or_dies_at_any_step_has_not_taken_over() {
+    let (_folder, path, option) = meeting_place();
+    let mut old = Server::start(&[&option]);
+    let serves = |server: &Server| assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+    let go = |step: Step| {
+        let mut new = Player::come(&path);
+        if step >= Step::Offered {
+            new.hear(OFFER);
+        }
+        if step >= Step::Taken {
+            new.say(TAKE);
+        }
+        if step >= Step::Asked {
+            new.hear(STILL);
+        }
+        new
+    };
+    for step in &STEPS[..4] {
+        let stopped = go(*step);
+        serves(&old);
+        drop(stopped);
+        serves(&old);
+    }
+    // The old one reads the last word of the new one when that is dead already.
+    for (step, word) in [
+        (Step::Come, TAKE),
+        (Step::Offered, TAKE),
+        (Step::Asked, YES),
+    ] {
+        let mut new = go(step);
+        old.signal("STOP");
+        new.say(word);
+        drop(new);
+        old.signal("CONT");
+        serves(&old);
+        // It waits for the next one: it has not handed over.
+        drop(go(Step::Offered));
+        serves(&old);
+    }
+    let new = Server::start(&[&option]);
+    assert_eq!(old.ended().code(), Some(0));
+    serves(&new);
+}
+
+/// It would be old by the time one of the two is stopped, and the other goes on.
+#[test]
+fn an_answer_that_is_not_fresh_is_asked_for_again() {
+    let (_folder, path, option) = meeting_place();
+    let old = Server::start(&[&option]);
+    let mut new = Player::come(&path);
+    new.hear(OFFER);
+    new.say(TAKE);
+    new.hear(STILL);
+    old.signal("STOP");
+    new.say(YES);
+    thread::sleep(TAKEOVER_TIME + Duration::from_millis(500));
+    old.signal("CONT");
+    new.hear(STILL);
+    assert_eq!(old.greeted().ask("Ada"), "Hello, Ada!");
+    new.say(YES);
+    new.hear_the_end();
+    old.logged(&["handed over"]);
+}
+
+#[test]
+fn the_new_process_serves_when_the_old_one_stops_or_dies_at_any_step() {
+    for step in &STEPS[1..] {
+        for dies in [false, true] {
+            let (_folder, path, option) = meeting_place();
+            let old = Old::wait_at(&path);
+            let address = old.listener.local_addr().unwrap();
+            let (new, old) = thread::scope(|scope| {
+                let new = scope.spawn(|| Server::start(&[&option]));
+                let mut player = old.offer();
+                if *step >= Step::Taken {
+                    player.hear(TAKE);
+                }
+                if *step >= Step::Asked {
+                    player.say(STILL);
+                }
+                if *step >= Step::Answered {
+                    player.hear(YES);
+                }
+                // A stopped process has the listener and its end of the connection still.
+                let old = (!dies).then_some((player, old));
+                (new.join().unwrap(), old)
+            });
+            assert_eq!(new.address, address, "{step:?}");
+            assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!", "{step:?}");
+            drop(old);
+            new.logged(&["took the listener over"]);
+            Player::come(&path).hear(OFFER);
+            assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!", "{step:?}");
+        }
+    }
+}
+
+#[test]
+fn an_old_process_that_has_not_waited_is_asked_again() {
+    let (_folder, path, option) = meeting_place();
+    let old = Old::wait_at(&path);
+    thread::scope(|scope| {
+        let new = scope.spawn(|| Server::start(&[&option]));
+        drop(old.offer());
+        let mut player = old.offer();
+        player.hear(TAKE);
+        let new = new.join().unwrap();
+        let taken = |line: &String| line.contains("took the listener over");
+        assert!(!new.log().iter().any(taken));
+        player.say(STILL);
+        player.hear(YES);
+        drop(player);
+        new.logged(&["took the listener over"]);
+        assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!");
+    });
+}
+
+#[test]
+fn a_new_process_that_is_told_to_end_leaves_the_old_one_in_its_place() {
+    let (_folder, path, option) = meeting_place();
+    let old = Old::wait_at(&path);
+    thread::scope(|scope| {
+        let new = scope.spawn(|| Server::start(&[&option]));
+        let mut player = old.offer();
+        player.hear(TAKE);
+        let mut new = new.join().unwrap();
+        new.signal("TERM");
+        assert_eq!(new.ended().code(), Some(0));
+        player.hear_the_end();
+    });
+    let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    Player::come(&path);
+}
+
+#[test]
+fn whoever_knocks_all_the_time_is_counted() {
+    let (_folder, path, option) = meeting_place();
+    let server = Server::start(&[&option]);
+    let began = Instant::now();
+    for _ in 0..300 {
+        Player::come(&path).hear(OFFER);
+    }
+    Player::come(&path).hear(OFFER);
+    let log = server.log();
+    let lines = log.iter().filter(|line| line.contains("not handed over"));
+    let lines: Vec<_> = lines.collect();
+    assert!(lines[0].contains("times=1"), "{lines:?}");
+    // One a second.
+    assert!(
+        lines.len() as u64 <= began.elapsed().as_secs() + 1,
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn the_socket_is_its_users_alone_whatever_the_umask() {
+    let (_folder, path, option) = meeting_place();
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"umask 000; exec "$0" "$@""#, AIRLOCK, &option]);
+    let _server = Server::start_command(&mut command);
+    let mode = fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]

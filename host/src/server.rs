@@ -54,8 +54,8 @@ pub struct Service {
     pub watchdog_pause: Option<Duration>,
 }
 
-/// Serves on `listener` until `shutdown` begins, then drains. The next process may come through
-/// `door` until then.
+/// Serves on `listener` until `shutdown` begins, then drains. The process before this one goes, and
+/// the next one comes, through `door`.
 ///
 /// # Errors
 /// The listener is broken. No fault of a client, of the guest or of the network ends the server,
@@ -91,6 +91,7 @@ pub fn run(
         refused: Recurring::new(),
         starved: Recurring::new(),
     };
+    let door = door.map(Door::open).transpose()?;
     supervisor::ready();
     while shutdown.is_accepting() {
         let time = server.be_alive();

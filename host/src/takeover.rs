@@ -1,19 +1,25 @@
 //! The next process takes the listening socket over from this one, and nobody who connects
 //! meanwhile notices.
 //!
-//! The running process waits at a Unix socket. The new one, when all of it is ready, connects and
-//! is handed the listener itself (`SCM_RIGHTS`). It makes a Unix socket of its own, and says that
-//! it takes over; the old one stops accepting, and says that it has. Both hold the same queue of
-//! waiting connections, so none is lost; and until the old one has stopped nothing has changed for
-//! it, so whatever fails before that, it goes on. After it, the new one only moves its Unix socket
-//! to that place.
+//! The running process waits at a Unix socket. The new one connects and is handed the listener
+//! itself (`SCM_RIGHTS`), so both have the same queue of waiting connections. When the new one is
+//! ready,
+//!
+//! 1. it accepts, beside the old one, and says so ([`TAKE`]);
+//! 2. the old one asks whether it is still there ([`STILL`]);
+//! 3. the new one moves its own Unix socket to the place of the old one's, and says yes ([`YES`]);
+//! 4. the old one stops accepting, and closes.
+//!
+//! Nobody can know that their last word has arrived. So whoever does not know goes on accepting:
+//! the old one until a process that is alive has just told it that it accepts, the new one from its
+//! first word on, whatever becomes of the other. The worst that can happen is that both do.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -21,25 +27,29 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::retry_on_intr;
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{socket_cookie, socket_peercred};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::geteuid;
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::limits::{ACCEPT_PAUSE, TAKEOVER_TIME};
+use crate::limits::{ACCEPT_PAUSE, LOG_PAUSE, TAKEOVER_TIME};
+use crate::logging::Recurring;
 use crate::shutdown::Shutdown;
 
 /// Sent along with the listener: the version of this protocol.
-const OFFER: u8 = 2;
+const OFFER: u8 = 3;
 
-/// Sent back: the new process is ready to accept.
+/// The new process: it accepts.
 const TAKE: u8 = 1;
 
-/// And the last word of the old one: it has stopped.
-const TAKEN: u8 = 1;
+/// The old one: does it still?
+const STILL: u8 = 2;
+
+/// The new one: yes.
+const YES: u8 = 3;
 
 /// What `sockaddr_un` has room for, without the byte that ends it (unix(7)).
 const SOCKET_PATH_BYTES: usize = 107;
@@ -49,20 +59,24 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The running process's listener, in the hands of the new one.
 pub struct Offer {
-    /// Shared with the running process until [`Offer::take`].
+    /// Shared with the running process.
     pub listener: TcpListener,
     stream: UnixStream,
 }
 
 impl Offer {
-    /// Asks at `path`. `None` when no process waits there.
+    /// Asks at `path`, until `shutdown` begins. `None` when no process waits there.
     ///
     /// # Errors
     /// Something is there that is no Airlock of the same user, or it does not answer.
-    pub fn ask(path: &Path) -> io::Result<Option<Offer>> {
+    pub fn ask(path: &Path, shutdown: &Shutdown) -> io::Result<Option<Offer>> {
+        Offer::ask_until(path, &shutdown.wake())
+    }
+
+    fn ask_until(path: &Path, stop: &impl AsFd) -> io::Result<Option<Offer>> {
         let deadline = Instant::now() + TAKEOVER_TIME;
         loop {
-            let error = match Offer::ask_once(path) {
+            let error = match Offer::ask_once(path, stop) {
                 Ok(offer) => return Ok(Some(offer)),
                 Err(error) => error,
             };
@@ -73,9 +87,9 @@ impl Offer {
                 ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof
                     if Instant::now() < deadline =>
                 {
-                    thread::sleep(PAUSE);
+                    pause(stop, PAUSE)?;
                 }
-                ErrorKind::WouldBlock => {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                     let message = "the process there does not answer: it may be busy with another";
                     return Err(io::Error::new(ErrorKind::TimedOut, message));
                 }
@@ -84,74 +98,56 @@ impl Offer {
         }
     }
 
-    fn ask_once(path: &Path) -> io::Result<Offer> {
+    fn ask_once(path: &Path, stop: &impl AsFd) -> io::Result<Offer> {
         if !fs::symlink_metadata(path)?.file_type().is_socket() {
             return Err(io::Error::other("there is a file, and it is no socket"));
         }
-        let stream = UnixStream::connect(path)?;
+        // Never waits: not for a queue that is full because nobody looks at it either.
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        let stream = UnixStream::from(socket);
         check_peer(&stream)?;
-        stream.set_read_timeout(Some(TAKEOVER_TIME))?;
-        stream.set_write_timeout(Some(TAKEOVER_TIME))?;
+        wait(&stream, stop, Some(TAKEOVER_TIME))?;
         let listener = TcpListener::from(receive(&stream)?);
         if !SockRef::from(&listener).is_listener()? {
             return Err(io::Error::other("it handed over what is no listener"));
         }
         Ok(Offer { listener, stream })
     }
-
-    /// Has the running process stop accepting.
-    ///
-    /// # Errors
-    /// It has not: it goes on, or it has died.
-    pub fn take(mut self) -> io::Result<()> {
-        let mut answer = [0];
-        self.stream.write_all(&[TAKE])?;
-        self.stream.read_exact(&mut answer)?;
-        if answer == [TAKEN] {
-            Ok(())
-        } else {
-            Err(io::Error::other("its answer is not understood"))
-        }
-    }
 }
 
-/// Waits for the next process, until it has come or this is dropped.
+/// Where the next process comes, until it has come or this is dropped.
 pub struct Door {
-    path: PathBuf,
-    /// Device and inode of our socket in the file system.
+    place: PathBuf,
+    /// What its socket is called until it is in its place.
+    ours: PathBuf,
+    /// Device and inode of the socket.
     identity: (u64, u64),
     stop: OwnedFd,
-    /// Returns whether the next process has come.
-    thread: Option<JoinHandle<bool>>,
+    state: State,
 }
 
-/// A door that is not yet in its place.
-pub struct Ajar {
-    door: Door,
-    place: PathBuf,
-}
-
-impl Ajar {
-    /// Puts the door in place of the one that may be there.
-    ///
-    /// # Errors
-    /// The folder does not allow it.
-    pub fn open(self) -> io::Result<Door> {
-        let Ajar { mut door, place } = self;
-        // By a rename, so that there is a socket at any time for whoever comes next.
-        fs::rename(&door.path, &place)?;
-        door.path = place;
-        Ok(door)
-    }
+enum State {
+    Closed(Waiting),
+    /// The thread returns whether the next process has come.
+    Open(JoinHandle<bool>),
+    /// Between the two.
+    Neither,
 }
 
 impl Door {
-    /// Makes a door for `path`. When the next process has taken `listener` over, `shutdown` is
-    /// told.
+    /// Makes a door for `path`, where `before` waits if there is such a process. When the next
+    /// process has taken `listener` over, `shutdown` is told.
     ///
     /// # Errors
-    /// No socket can be made there, or no thread.
-    pub fn prepare(path: &Path, listener: &TcpListener, shutdown: Shutdown) -> io::Result<Ajar> {
+    /// No socket can be made there.
+    pub fn prepare(
+        path: &Path,
+        listener: &TcpListener,
+        before: Option<Offer>,
+        shutdown: Shutdown,
+    ) -> io::Result<Door> {
         let mut ours = path.as_os_str().to_owned();
         ours.push(format!(".{}", std::process::id()));
         if ours.len() > SOCKET_PATH_BYTES {
@@ -162,103 +158,309 @@ impl Door {
         let ours = PathBuf::from(ours);
         // Of a process that was killed and had the same number.
         let _ = fs::remove_file(&ours);
-        let door = UnixListener::bind(&ours)?;
+        let socket = UnixListener::bind(&ours)?;
         let file = fs::symlink_metadata(&ours)?;
-        door.set_nonblocking(true)?;
+        // Nobody else has any business there, whatever the umask.
+        fs::set_permissions(&ours, Permissions::from_mode(0o600))?;
+        socket.set_nonblocking(true)?;
+        let is_first = before.is_none();
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let waiting = Waiting {
-            door,
-            listener: listener.try_clone()?,
-            stop: stop.try_clone()?,
-            shutdown,
-        };
-        let thread = thread::Builder::new()
-            .name("takeover".to_owned())
-            .spawn(move || waiting.wait())?;
         let door = Door {
-            path: ours,
+            place: path.to_owned(),
+            ours: ours.clone(),
             identity: (file.dev(), file.ino()),
+            state: State::Closed(Waiting {
+                socket,
+                ours,
+                place: path.to_owned(),
+                listener: listener.try_clone()?,
+                before,
+                stop: stop.try_clone()?,
+                shutdown,
+                failed: Recurring::new(),
+            }),
             stop,
-            thread: Some(thread),
         };
-        let place = path.to_owned();
-        Ok(Ajar { door, place })
+        if is_first {
+            fs::rename(&door.ours, &door.place)?;
+        }
+        Ok(door)
+    }
+
+    /// Takes the listener over from the process before this one, and lets the next one in. To be
+    /// called when this process accepts.
+    ///
+    /// # Errors
+    /// There is no room for a thread. The process before goes on.
+    pub fn open(mut self) -> io::Result<Door> {
+        if let State::Closed(waiting) = std::mem::replace(&mut self.state, State::Neither) {
+            let thread = thread::Builder::new()
+                .name("takeover".to_owned())
+                .spawn(move || waiting.run())?;
+            self.state = State::Open(thread);
+        }
+        Ok(self)
+    }
+
+    fn remove_if_own(&self, path: &Path) {
+        // Unless somebody else has put another there.
+        let there = fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
+        if there.is_ok_and(|identity| identity == self.identity) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
 impl Drop for Door {
     fn drop(&mut self) {
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
-        // It cannot panic, and nothing could be done about it here.
-        let handed_over = self.thread.take().and_then(|thread| thread.join().ok());
-        if handed_over == Some(true) {
-            // The next process moves its own there, maybe just now: it is not ours to remove.
-            return;
-        }
-        // Unless somebody else has put another there.
-        let there = fs::symlink_metadata(&self.path).map(|file| (file.dev(), file.ino()));
-        if there.is_ok_and(|identity| identity == self.identity) {
-            let _ = fs::remove_file(&self.path);
+        let has_come = match std::mem::replace(&mut self.state, State::Neither) {
+            // It cannot panic, and nothing could be done about it here.
+            State::Open(thread) => thread.join().unwrap_or(false),
+            State::Closed(_) | State::Neither => false,
+        };
+        self.remove_if_own(&self.ours);
+        // The next process moves its own there, maybe just now: it is not ours to remove.
+        if !has_come {
+            self.remove_if_own(&self.place);
         }
     }
 }
 
 struct Waiting {
-    door: UnixListener,
+    socket: UnixListener,
+    ours: PathBuf,
+    place: PathBuf,
     listener: TcpListener,
+    before: Option<Offer>,
     stop: OwnedFd,
     shutdown: Shutdown,
+    failed: Recurring,
 }
 
 impl Waiting {
-    /// Until the next process has come, or this one ends. Returns whether it has come.
-    fn wait(&self) -> bool {
-        while self.readable(&self.door, None) {
-            match self.door.accept() {
-                Ok((stream, _)) => match self.offer(&stream) {
-                    Ok(true) => return true,
-                    Ok(false) => tracing::warn!("a process asked for the listener and left it"),
-                    Err(error) => tracing::warn!("cannot hand the listener over: {error}"),
+    /// Until the next process has come, or this one ends. Returns whether it has come, or is about
+    /// to.
+    fn run(mut self) -> bool {
+        if let Some(before) = self.before.take()
+            && self.take_over(before).is_err()
+        {
+            return false;
+        }
+        while wait(&self.socket, &self.stop, None).is_ok() {
+            let error = match self.socket.accept() {
+                Ok((stream, _)) => match self.hand_over(&stream) {
+                    Ok(()) | Err(Kept::Ending) => return true,
+                    Err(Kept::Because(error)) => error,
                 },
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // Out of descriptors or memory, most likely: later there may be some.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                 Err(error) => {
-                    tracing::error!("cannot answer a process that wants to take over: {error}");
-                    thread::sleep(ACCEPT_PAUSE);
+                    // Out of descriptors or memory, most likely: later there may be some.
+                    if pause(&self.stop, ACCEPT_PAUSE).is_err() {
+                        break;
+                    }
+                    error
                 }
+            };
+            if let Some(times) = self.failed.again() {
+                tracing::warn!(times, "the listener was not handed over: {error}");
             }
         }
         false
     }
 
-    /// Whether the other process has taken the listener.
-    fn offer(&self, mut stream: &UnixStream) -> io::Result<bool> {
-        check_peer(stream)?;
-        // A byte and a descriptor fit the buffer of a new socket.
-        stream.set_nonblocking(true)?;
-        send(stream, &self.listener)?;
-        let time = Timespec::try_from(TAKEOVER_TIME).ok();
-        let mut answer = [0];
-        if !self.readable(stream, time.as_ref())
-            || stream.read(&mut answer)? == 0
-            || answer != [TAKE]
-        {
-            return Ok(false);
+    /// Has the process before this one stop accepting, or learns that it has ended. Waits for it as
+    /// long as it takes: both accept.
+    ///
+    /// # Errors
+    /// This process ends.
+    fn take_over(&mut self, mut before: Offer) -> io::Result<()> {
+        loop {
+            if self.replace(&before.stream)? {
+                tracing::info!("took the listener over");
+                return Ok(());
+            }
+            // It has died. Or it has not waited, since this process was stopped for a while.
+            before = loop {
+                match Offer::ask_until(&self.place, &self.stop) {
+                    Ok(Some(offer)) if same_socket(&offer.listener, &self.listener) => break offer,
+                    Ok(Some(_)) => {
+                        self.say("another process waits there, with another listener");
+                    }
+                    Ok(None) => {
+                        tracing::info!("took the listener over: the process before has ended");
+                        self.move_in();
+                        return Ok(());
+                    }
+                    Err(error) => self.say(&error.to_string()),
+                }
+                pause(&self.stop, LOG_PAUSE)?;
+            };
         }
-        self.shutdown.hand_over();
-        // If it has died just now, nobody accepts; its own supervisor has to know.
-        stream.write_all(&[TAKEN])?;
-        Ok(true)
     }
 
-    /// Waits until there is something to read, and not the end of waiting, or of `time`.
-    fn readable(&self, source: &impl AsFd, time: Option<&Timespec>) -> bool {
-        let mut waits = [
-            PollFd::new(source, PollFlags::IN),
-            PollFd::new(&self.stop, PollFlags::IN),
-        ];
-        let ready = retry_on_intr(|| poll(&mut waits, time));
-        ready.is_ok() && !waits[0].revents().is_empty() && waits[1].revents().is_empty()
+    fn say(&mut self, error: &str) {
+        if let Some(times) = self.failed.again() {
+            tracing::warn!(
+                times,
+                "the process before this one may still accept, and goes on being asked: {error}"
+            );
+        }
+    }
+
+    /// The new one's part. Returns whether this process has the place of the other one, which has
+    /// ended or stopped accepting; otherwise the other one has not waited, or has ended.
+    ///
+    /// # Errors
+    /// This process ends.
+    fn replace(&self, mut stream: &UnixStream) -> io::Result<bool> {
+        let (mut moved, mut patience) = (false, Some(TAKEOVER_TIME));
+        let mut word = TAKE;
+        loop {
+            if stream.write_all(&[word]).is_err() {
+                return Ok(moved);
+            }
+            match wait(stream, &self.stop, patience) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    tracing::warn!(
+                        "the process before this one does not answer: both have the listener until \
+                         it does, or ends"
+                    );
+                    patience = None;
+                    wait(stream, &self.stop, None)?;
+                }
+                waited => waited?,
+            }
+            let mut question = [0];
+            match stream.read(&mut question) {
+                Ok(1) if question == [STILL] => {}
+                // Whatever it says or does: it does not ask.
+                _ => return Ok(moved),
+            }
+            if !self.shutdown.is_accepting() {
+                return Err(told_to_end());
+            }
+            if !moved {
+                self.move_in();
+                moved = true;
+            }
+            word = YES;
+        }
+    }
+
+    /// Puts our socket where the next process looks for it, by a rename, so that there is one at any
+    /// time.
+    fn move_in(&self) {
+        if let Err(error) = fs::rename(&self.ours, &self.place) {
+            let place = self.place.display();
+            tracing::error!("no process can take over from this one at `{place}`: {error}");
+        }
+    }
+
+    /// The old one's part.
+    fn hand_over(&self, mut stream: &UnixStream) -> Result<(), Kept> {
+        check_peer(stream)?;
+        stream.set_nonblocking(true)?;
+        send(stream, &self.listener)?;
+        wait(stream, &self.stop, Some(TAKEOVER_TIME)).map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => left(),
+            _ => error,
+        })?;
+        hear(stream, TAKE)?;
+        loop {
+            let asked = Instant::now();
+            stream.write_all(&[STILL])?;
+            match wait(stream, &self.stop, Some(TAKEOVER_TIME)) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    tracing::warn!("a process accepts beside this one and does not answer");
+                    wait(stream, &self.stop, None).map_err(|_| Kept::Ending)?;
+                }
+                waited => waited.map_err(|_| Kept::Ending)?,
+            }
+            hear(stream, YES)?;
+            // What is there after its last word is its end.
+            if wait(stream, &self.stop, Some(Duration::ZERO)).is_ok() {
+                return Err(left().into());
+            }
+            // One of the two may have been stopped in between: then this says nothing of now.
+            if asked.elapsed() < TAKEOVER_TIME {
+                break;
+            }
+        }
+        self.shutdown.hand_over();
+        Ok(())
+    }
+}
+
+/// Why a process keeps its listener.
+enum Kept {
+    /// It ends, in the middle of handing over.
+    Ending,
+    /// The other one has gone, or is none to hand it to.
+    Because(io::Error),
+}
+
+impl From<io::Error> for Kept {
+    fn from(error: io::Error) -> Kept {
+        Kept::Because(error)
+    }
+}
+
+fn told_to_end() -> io::Error {
+    io::Error::new(ErrorKind::Interrupted, "told to end meanwhile")
+}
+
+fn left() -> io::Error {
+    io::Error::other("a process asked for the listener and left it")
+}
+
+/// Takes one byte, which has to be this one.
+fn hear(mut stream: &UnixStream, word: u8) -> io::Result<()> {
+    let mut heard = [0];
+    match stream.read(&mut heard)? {
+        1 if heard == [word] => Ok(()),
+        _ => Err(left()),
+    }
+}
+
+fn same_socket(one: &TcpListener, other: &TcpListener) -> bool {
+    let cookie = |listener| socket_cookie(listener).ok();
+    cookie(one).is_some() && cookie(one) == cookie(other)
+}
+
+/// Waits until there is something to read, or the other side has ended.
+///
+/// # Errors
+/// `TimedOut` after `time`, and `Interrupted` when `stop` is readable.
+fn wait(source: &impl AsFd, stop: &impl AsFd, time: Option<Duration>) -> io::Result<()> {
+    let mut waits = [
+        PollFd::new(source, PollFlags::IN),
+        PollFd::new(stop, PollFlags::IN),
+    ];
+    poll_for(&mut waits, time)?;
+    if !waits[1].revents().is_empty() {
+        return Err(told_to_end());
+    }
+    Ok(())
+}
+
+/// Lets some time pass.
+///
+/// # Errors
+/// `Interrupted` when `stop` is readable.
+fn pause(stop: &impl AsFd, time: Duration) -> io::Result<()> {
+    match poll_for(&mut [PollFd::new(stop, PollFlags::IN)], Some(time)) {
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => Err(told_to_end()),
+    }
+}
+
+fn poll_for(waits: &mut [PollFd<'_>], time: Option<Duration>) -> io::Result<()> {
+    let time = time.and_then(|time| Timespec::try_from(time).ok());
+    match retry_on_intr(|| poll(waits, time.as_ref()))? {
+        0 => Err(ErrorKind::TimedOut.into()),
+        _ => Ok(()),
     }
 }
 

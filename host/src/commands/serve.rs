@@ -76,7 +76,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
 }
 
 /// The listener: of the process before this one, of systemd, or our own; and the door through which
-/// the next process will come. The last step of a start: from a takeover on, this is the server.
+/// the next process will come.
 fn listen(
     options: &Serve,
     from_systemd: Option<TcpListener>,
@@ -86,10 +86,11 @@ fn listen(
         return Ok((own_listener(options, from_systemd)?, None));
     };
     let place = path.display();
-    let offer = Offer::ask(path).with_context(|| format!("cannot take over from `{place}`"))?;
-    let listener = match &offer {
-        Some(offer) => {
-            let theirs = offer.listener.local_addr()?;
+    let before =
+        Offer::ask(path, shutdown).with_context(|| format!("cannot take over from `{place}`"))?;
+    let listener = match &before {
+        Some(before) => {
+            let theirs = before.listener.local_addr()?;
             let wanted = options.listen;
             if !is_wanted(wanted, theirs) {
                 bail!(
@@ -97,23 +98,12 @@ fn listen(
                      it, or say the same"
                 );
             }
-            offer.listener.try_clone()?
+            before.listener.try_clone()?
         }
         None => own_listener(options, from_systemd)?,
     };
-    let door = Door::prepare(path, &listener, shutdown.clone())
+    let door = Door::prepare(path, &listener, before, shutdown.clone())
         .with_context(|| format!("cannot wait at `{place}` for the next process"))?;
-    if let Some(offer) = offer {
-        if shutdown.is_draining() {
-            bail!("told to end before it had taken over from `{place}`");
-        }
-        offer
-            .take()
-            .with_context(|| format!("the process at `{place}` has not handed over"))?;
-        tracing::info!("took the listener over");
-    }
-    let door = door.open();
-    let door = door.with_context(|| format!("cannot wait at `{place}` for the next process"))?;
     Ok((listener, Some(door)))
 }
 
