@@ -107,10 +107,21 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status();
-        assert!(status.unwrap().success());
+        signal(self.id(), name);
+    }
+
+    /// Stops the process, and waits until it has stopped, which takes the kernel a moment.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+        let threads = format!("/proc/{}/task", self.id());
+        eventually("all its threads stop", || {
+            let mut threads = fs::read_dir(&threads).unwrap();
+            threads.all(|thread| {
+                // One that has just ended has stopped too.
+                let stat = fs::read_to_string(thread.unwrap().path().join("stat"));
+                stat.map_or(true, |stat| stat.contains(") T "))
+            })
+        });
     }
 
     /// Waits for the end of the process.
@@ -366,6 +377,13 @@ fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
         source.read_to_end(&mut bytes).unwrap();
         bytes
     })
+}
+
+/// Sends a signal to a process.
+pub(crate) fn signal(id: u32, name: &str) {
+    let mut kill = Command::new("kill");
+    let status = kill.args(["-s", name, &id.to_string()]).status();
+    assert!(status.unwrap().success());
 }
 
 /// Waits for the end of a process, and ends it when it does not.

@@ -198,7 +198,7 @@ fn a_new_process_that_stops_or_dies_at_any_step_has_not_taken_over() {
         (Step::Asked, YES),
     ] {
         let mut new = go(step);
-        old.signal("STOP");
+        old.pause();
         new.say(word);
         drop(new);
         old.signal("CONT");
@@ -221,7 +221,7 @@ fn an_answer_that_is_not_fresh_is_asked_for_again() {
     new.hear(OFFER);
     new.say(TAKE);
     new.hear(STILL);
-    old.signal("STOP");
+    old.pause();
     new.say(YES);
     thread::sleep(TAKEOVER_TIME + Duration::from_millis(500));
     old.signal("CONT");

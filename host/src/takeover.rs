@@ -288,8 +288,8 @@ impl Waiting {
                         self.say("another process waits there, with another listener");
                     }
                     Ok(None) => {
-                        tracing::info!("took the listener over: the process before has ended");
                         self.move_in();
+                        tracing::info!("took the listener over: the process before has ended");
                         return Ok(());
                     }
                     Err(error) => self.say(&error.to_string()),
