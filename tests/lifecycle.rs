@@ -1,13 +1,14 @@
 //! How a server ends.
 
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Server, eventually};
+use crate::support::{AIRLOCK, Client, Server, eventually, guest, signal};
 
 #[test]
 fn ctrl_c_ends_the_server_with_status_0() {
@@ -53,6 +54,42 @@ fn a_second_signal_ends_the_server_at_once() {
     server.signal("INT");
     assert_eq!(server.ended().code(), Some(1));
     assert!(client.is_gone());
+}
+
+#[test]
+fn what_was_logged_before_a_second_signal_is_written() {
+    const CLIENTS: usize = 500;
+    let mut child = Command::new(AIRLOCK)
+        .args(["--listen=127.0.0.1:0", "--call-timeout=1h", "--guest"])
+        .arg(guest("hostile"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let greeted = || {
+        let mut client = Client::connect(address);
+        assert_eq!(client.hear(), "ready\n");
+        client
+    };
+    let mut spinning = greeted();
+    spinning.send("spin\n");
+    // More than a pipe holds, so that most of the log waits.
+    (1..CLIENTS).for_each(|_| drop(greeted()));
+    signal(child.id(), "TERM");
+    eventually("it drains", || TcpStream::connect(address).is_err());
+    signal(child.id(), "TERM");
+    let mut log = String::new();
+    let mut reader = child.stderr.take().unwrap();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let accepted = log.lines().filter(|line| line.contains("accepted"));
+    assert_eq!(accepted.count(), CLIENTS);
+    assert!(log.contains("ending at once"), "{log}");
 }
 
 #[test]

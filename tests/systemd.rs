@@ -2,6 +2,7 @@
 //! what the service manager is told (`NOTIFY_SOCKET`).
 
 use std::fs;
+use std::iter;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -9,12 +10,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::components::howdy;
 use crate::support::{
-    AIRLOCK, CLIENT, Client, PATIENCE, Server, eventually, guest, installed, root, run,
+    AIRLOCK, CLIENT, Client, PATIENCE, Server, eventually, guest, installed, root, run, signal,
 };
 
 /// The exposure that `systemd-analyze security` may find at most, in tenths.
@@ -82,9 +84,7 @@ impl Activated {
     }
 
     fn end(self) {
-        let id = self.0.lock().unwrap().id().to_string();
-        let status = Command::new("kill").args(["-s", "TERM", &id]).status();
-        assert!(status.unwrap().success());
+        signal(self.0.lock().unwrap().id(), "TERM");
         eventually("the server ends", || {
             let status = self.0.lock().unwrap().try_wait().unwrap();
             status.is_some_and(|status| status.success())
@@ -367,8 +367,7 @@ fn an_order_to_reload_is_answered_also_where_there_is_nothing_to_do() {
     }
 }
 
-/// Each notice is a datagram that waits until systemd has room for it, and nobody is accepted
-/// meanwhile.
+/// systemd has many others to listen to.
 #[test]
 fn connections_do_not_make_the_server_say_more_often_that_it_lives() {
     let notices = Notices::listen();
@@ -380,5 +379,42 @@ fn connections_do_not_make_the_server_say_more_often_that_it_lives() {
     }
     server.signal("TERM");
     notices.expect("STOPPING=1");
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn a_service_manager_that_does_not_listen_holds_nothing_up_and_hears_it_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let others = UnixDatagram::unbound().unwrap();
+    others.set_nonblocking(true).unwrap();
+    let queued = iter::repeat_with(|| others.send_to(b"of others", &path));
+    let queued = queued.take_while(Result::is_ok).count();
+    assert!(queued > 0);
+
+    let mut command = Command::new(AIRLOCK);
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "10000")
+        .env_remove("WATCHDOG_PID");
+    let mut server = Server::start_command(&mut command);
+    // Longer than it takes to say everything many times.
+    for _ in 0..20 {
+        assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let hear = || {
+        let mut room = [0; 100];
+        let count = socket.recv(&mut room).unwrap();
+        String::from_utf8_lossy(&room[..count]).into_owned()
+    };
+    assert!((0..queued).all(|_| hear() == "of others"));
+    assert_eq!(hear(), "READY=1\n");
+    assert_eq!(hear(), "WATCHDOG=1\n");
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+    while others.send_to(b"of others", &path).is_ok() {}
+    server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0));
 }

@@ -391,6 +391,11 @@ pub fn variables() -> Vec<OsString> {
     options.map(OsString::from).chain([environment]).collect()
 }
 
+/// Where the service manager listens (systemd's `NOTIFY_SOCKET`), if there is one.
+pub fn service_manager() -> Option<PathBuf> {
+    env::var_os("NOTIFY_SOCKET").map(PathBuf::from)
+}
+
 fn bytes(size: ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }

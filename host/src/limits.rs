@@ -184,6 +184,10 @@ pub const CANARY_FAILURES: u64 = 10;
 /// Bytes of a conversation that `airlock test` plays, and of what the guest says to it.
 pub const SCRIPT_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Bytes of one line that `client` takes from a server: far above the default of --max-reply.
+/// Protects the client's memory from the server.
+pub const ANSWER_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Bytes of one recorded conversation; the rest of it is not recorded.
 pub const RECORDING_BYTES: u64 = 1024 * 1024;
 
@@ -193,6 +197,10 @@ pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// How long a process that takes the listener over has to answer. Both only exchange a byte.
 pub const TAKEOVER_TIME: Duration = Duration::from_secs(5);
+
+/// Notices that the service manager has had no room for yet; of more, the oldest are dropped, since
+/// what counts is the last.
+pub const UNTOLD_NOTICES: usize = 16;
 
 /// Stack for wasm code: Wasmtime's default. A guest that recurses deeper traps.
 pub const GUEST_STACK_BYTES: usize = 512 * 1024;

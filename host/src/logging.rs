@@ -2,7 +2,8 @@
 
 use clap::ValueEnum;
 use std::io::{self, IsTerminal};
-use std::panic;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::level_filters::LevelFilter;
@@ -69,10 +70,31 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// Starts the log of this process. What is queued is written when the guard is dropped.
+/// Writes what is queued when it is dropped.
+static QUEUE: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+
+/// The log of this process, which ends when this is dropped.
+pub struct Log(());
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        end();
+    }
+}
+
+/// Writes what is queued, and no more after that. A reader that does not read is waited for a second
+/// at most. To be called when the process ends otherwise than by returning from `main`.
+pub fn end() {
+    // Kept locked: who comes second, and may be about to end the process, waits too.
+    let mut queue = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Where it does not get through it says so on standard output, which panics if that has gone.
+    let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(queue.take())));
+}
+
+/// Starts the log of this process.
 ///
 /// `level` holds for Airlock and for what guests print; libraries are heard from warnings up.
-pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
+pub fn start(format: LogFormat, level: LevelFilter) -> Log {
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(QUEUED_EVENTS)
@@ -93,7 +115,8 @@ pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
 
     // A panic is a bug of ours; it ends its connection only, and is reported like everything else.
     panic::set_hook(Box::new(|panic| tracing::error!("panicked: {panic}")));
-    guard
+    *QUEUE.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    Log(())
 }
 
 #[cfg(test)]

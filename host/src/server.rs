@@ -142,8 +142,8 @@ impl Server<'_> {
         }
     }
 
-    /// Tells the service manager that this thread is alive, if it is time to; telling it more often
-    /// would wait for it to listen. Returns how long it is until the next time.
+    /// Tells the service manager that this thread is alive, if it is time to. Returns how long it is
+    /// until the next time.
     fn be_alive(&mut self) -> Option<Duration> {
         let pause = self.service.watchdog_pause?;
         let since = self.told.elapsed();

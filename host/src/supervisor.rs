@@ -1,9 +1,51 @@
-//! What the service manager is told, by systemd's `sd_notify`. Where there is none, nothing happens.
+//! What the service manager is told, in the words of systemd's `sd_notify`. Where there is none,
+//! nothing happens.
+//!
+//! Nobody waits for it to listen: what it has no room for is kept, and a thread that lives for as
+//! long as there is such tries again.
 
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+use crate::limits::UNTOLD_NOTICES;
+
+/// How long a service manager that has no room for a notice is left alone.
+const PAUSE: Duration = Duration::from_millis(100);
+
+static MANAGER: Mutex<Option<Manager>> = Mutex::new(None);
+
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+    /// What it had no room for yet, oldest first.
+    untold: VecDeque<String>,
+    /// Whether the thread that tries again runs.
+    trying: bool,
+}
+
+/// Has everything told to the service manager that listens at `path`.
+///
+/// # Errors
+/// The process is out of descriptors.
+pub fn tell_at(path: PathBuf) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    *manager() = Some(Manager {
+        socket,
+        path,
+        untold: VecDeque::new(),
+        trying: false,
+    });
+    Ok(())
+}
 
 /// Between being ready and stopping. A reload is not spoken of before and after: to have finished
 /// one means to be ready.
@@ -51,7 +93,60 @@ pub fn watchdog_pause() -> Option<Duration> {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!("cannot tell the service manager: {error}");
+    let mut manager = manager();
+    let Some(manager) = manager.as_mut() else {
+        return;
+    };
+    let notice = state.iter().map(|line| format!("{line}\n")).collect();
+    manager.keep(notice);
+    manager.tell();
+    if !manager.untold.is_empty() && !manager.trying {
+        let thread = thread::Builder::new().name("supervisor".to_owned());
+        manager.trying = thread.spawn(try_again).is_ok();
     }
+}
+
+fn try_again() {
+    loop {
+        thread::sleep(PAUSE);
+        let mut manager = manager();
+        let Some(manager) = manager.as_mut() else {
+            return;
+        };
+        manager.tell();
+        manager.trying = !manager.untold.is_empty();
+        if !manager.trying {
+            return;
+        }
+    }
+}
+
+impl Manager {
+    fn keep(&mut self, notice: String) {
+        // Nothing is said by saying it twice.
+        if self.untold.back() == Some(&notice) {
+            return;
+        }
+        if self.untold.len() == UNTOLD_NOTICES {
+            self.untold.pop_front();
+        }
+        self.untold.push_back(notice);
+    }
+
+    /// As much as there is room for.
+    fn tell(&mut self) {
+        while let Some(notice) = self.untold.front() {
+            match self.socket.send_to(notice.as_bytes(), &self.path) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => tracing::debug!("cannot tell the service manager: {error}"),
+                Ok(_) => {}
+            }
+            self.untold.pop_front();
+        }
+    }
+}
+
+/// Nothing panics while it holds this lock, so a poisoned one is as good as any.
+fn manager() -> MutexGuard<'static, Option<Manager>> {
+    MANAGER.lock().unwrap_or_else(PoisonError::into_inner)
 }

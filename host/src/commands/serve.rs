@@ -6,7 +6,7 @@ use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::thread;
 
-use airlock::cli::Serve;
+use airlock::cli::{self, Serve};
 use airlock::guest_file::{Fingerprint, GuestFile};
 use airlock::recording::Recordings;
 use airlock::reload::{Policy, Reload, Trigger};
@@ -15,7 +15,7 @@ use airlock::server::{self, Ended, Service};
 use airlock::shutdown::Shutdown;
 use airlock::takeover::{Door, Offer};
 use airlock::versions::Versions;
-use airlock::{GREETER, capacity, listener, supervisor, trial};
+use airlock::{GREETER, capacity, listener, logging, supervisor, trial};
 use anyhow::{Context, Result, anyhow, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,6 +23,9 @@ use signal_hook::iterator::Signals;
 use super::read;
 
 pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<ExitCode> {
+    if let Some(path) = cli::service_manager() {
+        supervisor::tell_at(path)?;
+    }
     let capacity = capacity::claim(match options.record {
         None => 1,
         Some(_) => 2,
@@ -151,7 +154,11 @@ fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
         .spawn(move || {
             for signal in signals.forever() {
                 match &reload {
-                    _ if signal != SIGHUP && shutdown.is_draining() => process::exit(1),
+                    _ if signal != SIGHUP && shutdown.is_draining() => {
+                        tracing::warn!("ending at once: told to end a second time");
+                        logging::end();
+                        process::exit(1);
+                    }
                     _ if signal != SIGHUP => shutdown.drain(),
                     Some(reload) => reload.reload(),
                     None => {
