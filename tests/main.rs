@@ -13,6 +13,7 @@ mod support;
 
 mod bench;
 mod build;
+mod client;
 mod commands;
 mod conversation;
 mod guests;

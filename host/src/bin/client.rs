@@ -1,10 +1,13 @@
 //! `client`: talks to a line server. With names it sends them one by one; without, it sends what
 //! it reads on standard input.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use airlock::limits::ANSWER_BYTES;
+use airlock::logging::printable;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
@@ -20,7 +23,7 @@ struct Cli {
     #[arg(value_parser = airlock::cli::address)]
     connect: std::net::SocketAddr,
 
-    /// How long to wait for the connection and for each answer
+    /// How long to wait for the connection, and for the whole of each answer
     #[arg(long, value_name = "TIME", default_value = "10s")]
     timeout: humantime::Duration,
 
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
     match talk(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "client: {error:#}");
+            let _ = writeln!(io::stderr(), "client: {}", printable(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -55,11 +58,7 @@ fn talk(cli: &Cli) -> Result<()> {
     let stream = TcpStream::connect_timeout(&cli.connect, *cli.timeout)
         .with_context(|| format!("cannot connect to {}", cli.connect))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(*cli.timeout))?;
-    let mut server = Server {
-        output: &stream,
-        input: BufReader::new(&stream),
-    };
+    let mut server = Server::new(&stream, *cli.timeout);
     if !cli.no_greeting {
         server.answer().context("no greeting")?;
     }
@@ -93,12 +92,21 @@ fn talk_from_stdin(server: &mut Server<'_>) -> Result<()> {
     }
 }
 
+/// A server that has so much time for each answer, from the question to the end of it.
 struct Server<'a> {
-    output: &'a TcpStream,
-    input: BufReader<&'a TcpStream>,
+    input: BufReader<Timed<'a>>,
+    time: Duration,
 }
 
-impl Server<'_> {
+impl<'a> Server<'a> {
+    fn new(stream: &'a TcpStream, time: Duration) -> Server<'a> {
+        let deadline = Instant::now() + time;
+        Server {
+            input: BufReader::new(Timed { stream, deadline }),
+            time,
+        }
+    }
+
     /// Sends one line and prints the answer.
     fn ask(&mut self, line: &str) -> Result<()> {
         let sent = self.send(line);
@@ -109,20 +117,21 @@ impl Server<'_> {
     }
 
     fn send(&mut self, line: &str) -> Result<()> {
-        self.output.write_all(format!("{line}\n").as_bytes())?;
-        Ok(())
+        let output = self.input.get_mut();
+        output.deadline = Instant::now() + self.time;
+        match output.write_all(format!("{line}\n").as_bytes()) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                bail!("the server does not read")
+            }
+            sent => Ok(sent?),
+        }
     }
 
     fn answer(&mut self) -> Result<()> {
-        let mut line = String::new();
-        match self.input.read_line(&mut line) {
-            Ok(0) => bail!("the server closed the connection"),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("the server is silent"),
-            Err(error) => return Err(error.into()),
-        }
-        let line = line.trim_end_matches(['\r', '\n']);
-        writeln!(io::stdout(), "{line}")?;
+        let Some(line) = self.line()? else {
+            bail!("the server closed the connection");
+        };
+        writeln!(io::stdout(), "{}", printable(&line))?;
         // The shim's own words are no answer to a name.
         match line.strip_prefix("error: ") {
             Some(refusal) => bail!("the server refused: {refusal}"),
@@ -132,7 +141,60 @@ impl Server<'_> {
 
     /// Prints what the server says after the leave, until it closes.
     fn rest(&mut self) -> Result<()> {
-        io::copy(&mut self.input, &mut io::stdout()).context("the server does not close")?;
+        while let Some(line) = self.line().context("the server does not close")? {
+            writeln!(io::stdout(), "{}", printable(&line))?;
+        }
+        Ok(())
+    }
+
+    /// One line without its ending, or what is left of one; none at the end.
+    fn line(&mut self) -> Result<Option<String>> {
+        let mut line = Vec::new();
+        let mut input = (&mut self.input).take(ANSWER_BYTES);
+        match input.read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(None),
+            Ok(_) if input.limit() == 0 => bail!("a line is longer than {ANSWER_BYTES} bytes"),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => match line.len() {
+                0 => bail!("the server is silent"),
+                _ => bail!("the server does not finish its line"),
+            },
+            Err(error) => return Err(error.into()),
+        }
+        let line = String::from_utf8_lossy(&line);
+        Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+}
+
+/// A socket until a deadline, however often it is ready before that. After it all is `WouldBlock`.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    deadline: Instant,
+}
+
+impl Timed<'_> {
+    fn time_left(&self) -> io::Result<Option<Duration>> {
+        match self.deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(ErrorKind::WouldBlock.into()),
+            time => Ok(Some(time)),
+        }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.time_left()?)?;
+        self.stream.read(room)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.time_left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
