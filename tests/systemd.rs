@@ -204,6 +204,15 @@ fn two_sockets_are_refused() {
     assert!(line.contains("one ListenStream="), "{line}");
 }
 
+/// Two thousand million: a list of them takes seconds and gigabytes.
+#[test]
+fn more_sockets_than_there_can_be_are_refused_at_once() {
+    for count in [1024, i32::MAX as usize, usize::MAX] {
+        let line = refused("3<&-", count);
+        assert!(line.contains(&format!("LISTEN_FDS is {count}")), "{line}");
+    }
+}
+
 #[test]
 fn sockets_for_another_process_are_left_alone() {
     let server = Server::start_command(

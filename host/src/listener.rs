@@ -1,5 +1,6 @@
 //! The listening socket: bound here, or handed over by systemd.
 
+use std::env;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
@@ -47,12 +48,24 @@ fn advice(address: SocketAddr, error: &io::Error) -> String {
     format!("cannot listen on {address}: {advice}")
 }
 
+/// More sockets than any service manager hands over: the usual limit of open files.
+const MOST_SOCKETS: usize = 1024;
+
 /// The socket that systemd opened for this process (`LISTEN_FDS`), if it did. To be called before
 /// there are other threads, since it changes the environment.
 ///
 /// # Errors
 /// It is not one listening TCP socket.
 pub fn from_systemd() -> Result<Option<TcpListener>, String> {
+    // The library would make a list of them.
+    let count = env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse().ok());
+    if let Some(count @ MOST_SOCKETS..) = count {
+        return Err(format!(
+            "LISTEN_FDS is {count}, and no service manager hands over as many sockets: unset it"
+        ));
+    }
     let mut sockets = ListenFd::from_env();
     match sockets.len() {
         0 => return Ok(None),
