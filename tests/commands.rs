@@ -172,6 +172,39 @@ fn a_check_says_what_a_guest_is_and_needs() {
 }
 
 #[test]
+fn variables_of_a_server_do_not_stop_the_commands_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let greeter = saved(folder.path(), "greeter", GREETER);
+    let check = |variable: &str, value: &str| {
+        let mut command = Command::new(AIRLOCK);
+        command.args(["check", &greeter]).env(variable, value);
+        run(&mut command, b"")
+    };
+    for (variable, value) in [
+        ("AIRLOCK_MAX_LINE", "lots"),
+        ("AIRLOCK_LISTEN", "nowhere"),
+        // Needs a guest that is named.
+        ("AIRLOCK_CANARY", "10:5m"),
+    ] {
+        let output = check(variable, value);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    // Those for guests count here too.
+    let output = check("AIRLOCK_CALL_TIMEOUT", "soon");
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("--call-timeout"), "{stderr}");
+    let output = check("AIRLOCK_ENV", "GREETING=Ahoy");
+    let stdout = text(&output.stdout);
+    assert!(stdout.contains("greeting     \"Ahoy\""), "{stdout}");
+    // And those of a server where there is to be one.
+    let mut record = Command::new(AIRLOCK);
+    record.arg("record").arg(folder.path());
+    let output = run(record.env("AIRLOCK_MAX_LINE", "lots"), b"");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn a_check_says_why_a_guest_would_be_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (candidate, why) in [

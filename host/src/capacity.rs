@@ -2,8 +2,13 @@
 //! default of `--total-guest-memory`.
 
 use std::fs;
+use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::limits;
+use crate::sandbox::MEMORY_GUARD_BYTES;
+use crate::signal_stack;
 
 /// Descriptors for everything that is not a connection: standard streams, listeners, the guest's
 /// file and its cache, the timer that WASI sleeps on.
@@ -18,6 +23,23 @@ const MEMORY_MAPPINGS: u64 = 2;
 
 /// Mappings for everything that is not a connection.
 const SPARE_MAPPINGS: u64 = 1024;
+
+/// Addresses of one connection's thread: its stack, the signal stack of Rust's runtime, and guards.
+const THREAD_ADDRESSES: u64 =
+    (limits::THREAD_STACK_BYTES + signal_stack::BYTES + (64 << 10)) as u64;
+
+/// Addresses for what the shim holds of one connection at most, with the default limits: a line and
+/// a reply, each more than once.
+const HEAP_ADDRESSES: u64 = 4 << 20;
+
+/// Addresses for everything that is not a connection, once the server serves.
+const SPARE_ADDRESSES: u64 = 16 << 20;
+
+/// The same, before it has begun: the engine, what it compiles, and the threads of both.
+const START_ADDRESSES: u64 = 1 << 30;
+
+/// What the C library reserves for the heap of a thread, where there is as much.
+const ARENA_ADDRESSES: u64 = 64 << 20;
 
 /// Threads of other processes that share the machine's limits.
 const SPARE_THREADS: u64 = 1024;
@@ -34,6 +56,8 @@ pub struct Capacity {
     pub bound: &'static str,
     /// Memory mappings for all connections together.
     pub mappings: u64,
+    /// Addresses for all connections together.
+    pub addresses: u64,
     /// Half of the memory that this process may use.
     pub guest_memory_bytes: u64,
 }
@@ -69,7 +93,29 @@ pub fn claim(files: u64) -> Capacity {
         connections: usize::try_from(connections).unwrap_or(usize::MAX),
         bound,
         mappings: all_mappings,
+        addresses: addresses_left().map_or(u64::MAX, |left| left.saturating_sub(START_ADDRESSES)),
         guest_memory_bytes: memory_bytes() / 2,
+    }
+}
+
+impl Capacity {
+    /// The room for connections whose guests have memories that may grow to this size, which are
+    /// reserved at the start; and what bounds it.
+    pub(crate) fn connections_with(&self, guest_memory_bytes: u64) -> (usize, &'static str) {
+        let table = (limits::GUEST_TABLE_ELEMENTS * size_of::<usize>()) as u64;
+        let tables = u64::from(limits::GUEST_TABLES) * table;
+        let memories =
+            u64::from(limits::GUEST_MEMORIES) * (guest_memory_bytes + MEMORY_GUARD_BYTES);
+        let each = memories + tables + ARENA_ADDRESSES + THREAD_ADDRESSES + HEAP_ADDRESSES;
+        // One more for the trial of a new version.
+        let room = (self.addresses / each).saturating_sub(1);
+        match usize::try_from(room) {
+            Ok(room) if room < self.connections => (
+                room,
+                "the limit of address space (`ulimit -v`, `LimitAS=`), or lower --guest-memory",
+            ),
+            _ => (self.connections, self.bound),
+        }
     }
 }
 
@@ -96,6 +142,30 @@ fn memory_bytes() -> u64 {
 /// Memory mappings of a connection whose guest has this many linear memories.
 pub fn mappings(memories: u32) -> u64 {
     THREAD_MAPPINGS + MEMORY_MAPPINGS * u64::from(memories)
+}
+
+/// Whether there are addresses for one thread more beside `threads` others. A thread that finds none
+/// for its signal stack aborts the process, and so does whoever finds none for what it stores.
+///
+/// # Errors
+/// What to raise.
+pub(crate) fn check_addresses(threads: usize) -> io::Result<()> {
+    let heap = (threads as u64 + 1).saturating_mul(HEAP_ADDRESSES);
+    let needed = heap + THREAD_ADDRESSES + SPARE_ADDRESSES;
+    if addresses_left().is_some_and(|left| left < needed) {
+        return Err(io::Error::other(
+            "the limit of address space is reached (`ulimit -v`, `LimitAS=`)",
+        ));
+    }
+    Ok(())
+}
+
+/// What a limit of address space leaves to this process, where there is one.
+fn addresses_left() -> Option<u64> {
+    let limit = getrlimit(Resource::As).current?;
+    let pages = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').next()?.parse().ok()?;
+    Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
 }
 
 /// A limit of the kernel, where there is one.

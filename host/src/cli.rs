@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::canary::Share;
@@ -284,28 +285,42 @@ pub struct LifecycleOptions {
     pub reuse_port: bool,
 }
 
+impl Cli {
+    /// Takes the process's arguments, and its variables: those that set options of a server only
+    /// where there is to be one, so that a wrong one does not stop `check` or `test`.
+    ///
+    /// # Errors
+    /// What is wrong with them, or the help that was asked for.
+    pub fn from_process() -> Result<Cli, clap::Error> {
+        let arguments: Vec<_> = env::args_os().collect();
+        let mut command = Cli::command();
+        // No option of a server can stand before it.
+        let subcommand = arguments.get(1);
+        if subcommand.is_some_and(|name| command.find_subcommand(name).is_some()) {
+            command = command.mut_args(|option| option.env(Resettable::Reset));
+        }
+        Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    }
+}
+
 impl Serve {
     /// Every bound of the server, on a machine with this capacity.
     ///
     /// # Errors
     /// More connections were asked for than there is room for.
     pub fn limits(&self, capacity: Capacity) -> Result<Limits, String> {
-        let room = capacity.connections;
+        let memory = self.guest_options.guest_memory;
+        let (room, bound) = capacity.connections_with(memory.as_u64());
         if room == 0 {
-            return Err(format!(
-                "there is room for no connection: raise {}",
-                capacity.bound
-            ));
+            return Err(format!("there is room for no connection: raise {bound}"));
         }
         let connections = self.max_connections.map_or(room, |most| most as usize);
         if connections > room {
             return Err(format!(
                 "--max-connections {connections} is more than the {room} that there is room for: \
-                 lower it, or raise {}",
-                capacity.bound
+                 lower it, or raise {bound}"
             ));
         }
-        let memory = self.guest_options.guest_memory;
         if self
             .total_guest_memory
             .is_some_and(|total| total.as_u64() < memory.as_u64())
@@ -538,6 +553,7 @@ mod tests {
             bound: "nothing",
             guest_memory_bytes: 1 << 30,
             mappings: u64::MAX,
+            addresses: u64::MAX,
         };
         let options = Cli::parse_from(["airlock"]).serve;
         assert_eq!(options.limits(capacity), Ok(Limits::new(1000, 1 << 30)));

@@ -169,6 +169,10 @@ pub const COMPILE_STACK_BYTES: usize = 4 * 1024 * 1024;
 /// whoever writes it, shorter than anybody waits for.
 pub const GUEST_SETTLE_TIME: Duration = Duration::from_millis(50);
 
+/// How long events in the folder of a guest's file are left alone after the file was looked at.
+/// Protects a processor from whoever makes noise there.
+pub const GUEST_EVENT_TIME: Duration = Duration::from_millis(20);
+
 /// How often a guest's file is looked at where nothing announces a change, as on some network file
 /// systems.
 pub const GUEST_LOOK_TIME: Duration = Duration::from_secs(2);

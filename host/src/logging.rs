@@ -1,7 +1,7 @@
 //! Where events go: standard error, through a queue that never makes a connection wait.
 
 use clap::ValueEnum;
-use std::io::{self, IsTerminal};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -70,6 +70,55 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// Standard error, whatever becomes of it: a file that may not grow, a disk that is full for a while.
+#[derive(Default)]
+struct Output {
+    /// Lines that could not be written since the last that could.
+    lost: u64,
+    /// A line was written in part.
+    torn: bool,
+}
+
+impl Write for Output {
+    /// One line.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.write_line(line) {
+            self.lost += 1;
+            return Err(error);
+        }
+        if self.lost > 0 {
+            let lines = std::mem::take(&mut self.lost);
+            tracing::warn!(lines, "a part of the log is lost: it could not be written");
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Output {
+    fn write_line(&mut self, mut rest: &[u8]) -> io::Result<()> {
+        let mut output = io::stderr().lock();
+        if self.torn {
+            output.write_all(b"\n")?;
+            self.torn = false;
+        }
+        while !rest.is_empty() {
+            match output.write(rest) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                written => {
+                    rest = &rest[written?..];
+                    self.torn = !rest.is_empty();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Writes what is queued when it is dropped.
 static QUEUE: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
@@ -98,7 +147,7 @@ pub fn start(format: LogFormat, level: LevelFilter) -> Log {
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(QUEUED_EVENTS)
-        .finish(io::stderr());
+        .finish(Output::default());
     let layer = fmt::layer().with_writer(writer);
     let layer = match format {
         LogFormat::Text => layer

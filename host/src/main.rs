@@ -4,16 +4,21 @@ mod commands;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use airlock::cli::{Cli, Command, Serve};
 use airlock::sandbox::compiler::child;
 use airlock::{listener, logging};
 use anyhow::{Result, anyhow};
-use clap::Parser;
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // A file that has reached its limit of size (`ulimit -f`), the log's or a recording, is then an
+    // error like any other, and not the end of the process.
+    let _ = flag::register(SIGXFSZ, Arc::default());
+    let cli = match Cli::from_process() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return usage(&error),
         Err(help) => help.exit(),

@@ -28,7 +28,7 @@ pub use compiler::Compiler;
 use compiler::child::Settings;
 pub use memory::Refused;
 pub use runtime::Runtime;
-pub(crate) use runtime::ticks;
+pub(crate) use runtime::{MEMORY_GUARD_BYTES, ticks};
 pub(crate) use wasi::{CallTimedOut, State};
 
 /// A guest that is ready to serve: one for all connections of its version.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::capacity;
 use crate::signal_stack::{self, SignalStack};
 
 /// Threads that each do one job at a time.
@@ -79,6 +80,7 @@ impl<J: Send + 'static> Threads<J> {
                 self.shared.wake.notify_one();
                 return Ok(());
             }
+            capacity::check_addresses(state.live)?;
             state.live += 1;
         }
         let shared = Arc::clone(&self.shared);

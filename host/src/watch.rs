@@ -7,48 +7,136 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+
+use crate::limits::GUEST_EVENT_TIME;
 
 /// Symbolic links on the way to one file: as many as Linux follows.
 const MOST_LINKS: usize = 40;
 
+/// All that can make a name stand for another file, or change a file. Not that one is read: looking
+/// at one reads it.
+const CHANGES: WatchFlags = WatchFlags::ONLYDIR
+    .union(WatchFlags::MODIFY)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::CREATE)
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE)
+    .union(WatchFlags::MOVE_SELF);
+
 /// Calls back until it is dropped.
 pub(crate) struct Watch {
-    watcher: RecommendedWatcher,
-    watched: BTreeSet<PathBuf>,
+    events: Arc<OwnedFd>,
+    /// The kernel's numbers of the folders that are watched.
+    watched: BTreeSet<i32>,
+    stop: OwnedFd,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
     /// Will call `changed` from a thread of its own.
-    pub(crate) fn start(changed: impl Fn() + Send + 'static) -> notify::Result<Watch> {
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading a file is an event too, and looking at one reads it.
-            if !event.is_ok_and(|event| event.kind.is_access()) {
-                changed();
+    ///
+    /// # Errors
+    /// The user has too many watches, or the process no descriptor or thread.
+    pub(crate) fn start(changed: impl Fn() + Send + 'static) -> io::Result<Watch> {
+        let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let events = Arc::new(events);
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let thread = thread::Builder::new().name("watch".to_owned()).spawn({
+            let (events, stop) = (Arc::clone(&events), stop.try_clone()?);
+            move || {
+                while wait(Some(&events), &stop) {
+                    drain(&events);
+                    changed();
+                    // However many events there are: what they say is seen by looking once.
+                    if !wait(None, &stop) {
+                        break;
+                    }
+                }
             }
         })?;
         Ok(Watch {
-            watcher,
+            events,
             watched: BTreeSet::new(),
+            stop,
+            thread: Some(thread),
         })
     }
 
     /// Watches the folders that decide now which file `path` is, and no others. Cheap where they are
     /// watched already; one that was made anew is another folder, so it has to be said again.
     pub(crate) fn follow(&mut self, path: &Path) {
-        let folders = folders(path);
-        for folder in self.watched.difference(&folders) {
-            // One that is gone is watched no more.
-            let _ = self.watcher.unwatch(folder);
-        }
-        for folder in &folders {
-            if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
-                tracing::debug!(folder = %folder.display(), "cannot be watched: {error}");
+        let mut watched = BTreeSet::new();
+        for folder in folders(path) {
+            match inotify::add_watch(&self.events, &folder, CHANGES) {
+                Ok(number) => {
+                    watched.insert(number);
+                }
+                Err(error) => {
+                    tracing::debug!(folder = %folder.display(), "cannot be watched: {error}");
+                }
             }
         }
-        self.watched = folders;
+        for &number in self.watched.difference(&watched) {
+            // One that is gone is watched no more.
+            let _ = inotify::remove_watch(&self.events, number);
+        }
+        self.watched = watched;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            // It cannot panic, and nothing could be done about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for events, or without them for [`GUEST_EVENT_TIME`]. Returns whether to go on.
+fn wait(events: Option<&OwnedFd>, stop: &OwnedFd) -> bool {
+    let stop = PollFd::new(stop, PollFlags::IN);
+    let waited = match events {
+        Some(events) => {
+            let mut waits = [stop, PollFd::new(events, PollFlags::IN)];
+            poll(&mut waits, None).map(|_| waits[0].revents())
+        }
+        None => {
+            let time = Timespec::try_from(GUEST_EVENT_TIME).ok();
+            let mut waits = [stop];
+            poll(&mut waits, time.as_ref()).map(|_| waits[0].revents())
+        }
+    };
+    match waited {
+        Ok(stopped) => stopped.is_empty(),
+        // A look too many does no harm.
+        Err(Errno::INTR) => true,
+        Err(_) => false,
+    }
+}
+
+/// Takes the events that there are, but not those that come meanwhile: with enough noise it would
+/// never end.
+fn drain(events: &OwnedFd) {
+    const MOST_READS: usize = 16;
+    let mut room = [0; 16 * 1024];
+    for _ in 0..MOST_READS {
+        match rustix::io::read(events, &mut room) {
+            Ok(count) if count > room.len() / 2 => {}
+            _ => return,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::time::Duration;
 
 use crate::support::{Server, eventually};
 
@@ -18,6 +19,20 @@ impl Server {
 
     pub(crate) fn resident_kib(&self) -> u64 {
         self.status("VmRSS")
+    }
+
+    pub(crate) fn address_kib(&self) -> u64 {
+        self.status("VmSize")
+    }
+
+    /// What it has taken of the processors so far.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
+        // Fields 14 and 15, of which the second has a name in brackets: user and system time, in
+        // ticks of 10 ms.
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split(' ').collect();
+        let ticks = |field: usize| fields[field].parse::<u64>().unwrap();
+        Duration::from_millis(10 * (ticks(12) + ticks(13)))
     }
 
     pub(crate) fn threads(&self) -> u64 {

@@ -38,7 +38,7 @@ pub struct Runtime {
 /// finds pages through a table (its TLB) with few places for pages whose numbers end in the same bits;
 /// at a round distance, the hot pages of all connections would share them. Five pages are more than
 /// an instance of the greeter touches.
-const MEMORY_GUARD_BYTES: u64 = (32 << 20) + 5 * 4096;
+pub(crate) const MEMORY_GUARD_BYTES: u64 = (32 << 20) + 5 * 4096;
 
 impl Runtime {
     /// `environment` is all that guests see of one; `compiler` compiles them.
