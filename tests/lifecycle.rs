@@ -88,7 +88,8 @@ fn what_was_logged_before_a_second_signal_is_written() {
     reader.read_to_string(&mut log).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
     let accepted = log.lines().filter(|line| line.contains("accepted"));
-    assert_eq!(accepted.count(), CLIENTS);
+    // And who came only to see whether it drains.
+    assert!(accepted.count() >= CLIENTS);
     assert!(log.contains("ending at once"), "{log}");
 }
 

@@ -199,7 +199,8 @@ pub const RECORDING_BYTES: u64 = 1024 * 1024;
 /// the disk.
 pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// How long a process that takes the listener over has to answer. Both only exchange a byte.
+/// How long each process of a takeover waits for the next word of the other, a byte, before it takes
+/// it for stopped.
 pub const TAKEOVER_TIME: Duration = Duration::from_secs(5);
 
 /// Notices that the service manager has had no room for yet; of more, the oldest are dropped, since

@@ -14,18 +14,19 @@
 //! the old one until a process that is alive has just told it that it accepts, the new one from its
 //! first word on, whatever becomes of the other. The worst that can happen is that both do.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{Mode, fchmod};
 use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{socket_cookie, socket_peercred};
 use rustix::net::{
@@ -53,6 +54,9 @@ const YES: u8 = 3;
 
 /// What `sockaddr_un` has room for, without the byte that ends it (unix(7)).
 const SOCKET_PATH_BYTES: usize = 107;
+
+/// Processes that may wait until one before them has been dealt with.
+const BACKLOG: i32 = 16;
 
 /// How long the other side is left alone when it is busy with another process.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -158,11 +162,13 @@ impl Door {
         let ours = PathBuf::from(ours);
         // Of a process that was killed and had the same number.
         let _ = fs::remove_file(&ours);
-        let socket = UnixListener::bind(&ours)?;
-        let file = fs::symlink_metadata(&ours)?;
-        // Nobody else has any business there, whatever the umask.
-        fs::set_permissions(&ours, Permissions::from_mode(0o600))?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // What it will have in the file system: nobody else has any business there.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        socket.bind(&SockAddr::unix(&ours)?)?;
+        socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
+        let file = fs::symlink_metadata(&ours)?;
         let is_first = before.is_none();
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
         let door = Door {
@@ -170,7 +176,7 @@ impl Door {
             ours: ours.clone(),
             identity: (file.dev(), file.ino()),
             state: State::Closed(Waiting {
-                socket,
+                socket: socket.into(),
                 ours,
                 place: path.to_owned(),
                 listener: listener.try_clone()?,
