@@ -4,26 +4,70 @@
 /// has `greeting` and `handle`, and may use a table and a memory; what they return is the address of
 /// a result.
 pub(crate) fn component(functions: &str) -> Vec<u8> {
-    component_of("line-server", 1, functions)
+    component_of("line-server", 1, "", functions)
 }
 
 /// The same, with a memory of this many pages of 64 KiB.
 pub(crate) fn component_with_memory(pages: u32, functions: &str) -> Vec<u8> {
-    component_of("line-server", pages, functions)
+    component_of("line-server", pages, "", functions)
 }
 
 /// The same, and the text has `many` too: for lines that have arrived together.
 pub(crate) fn component_for_many_lines(functions: &str) -> Vec<u8> {
     let export = r#"(export "airlock:line/batch@0.1.0#handle-lines" (func $many))"#;
-    component_of("batch-server", 1, &format!("{functions} {export}"))
+    component_of("batch-server", 1, "", &format!("{functions} {export}"))
 }
 
-fn component_of(world: &str, pages: u32, functions: &str) -> Vec<u8> {
+/// The part of WASI that components made here import, and resources of their own.
+const IMPORTING: &str = r#"
+    package airlock:test;
+    interface things { resource thing; }
+    world importing {
+        include airlock:line/line-server@0.1.0;
+        import wasi:cli/stderr@0.2.0;
+        import wasi:random/random@0.2.0;
+        export things;
+    }
+    package wasi:io@0.2.0 {
+        interface error { resource error; }
+        interface streams {
+            use error.{error};
+            variant stream-error { last-operation-failed(error), closed }
+            resource output-stream {
+                write: func(contents: list<u8>) -> result<_, stream-error>;
+            }
+        }
+    }
+    package wasi:cli@0.2.0 {
+        interface stderr {
+            use wasi:io/streams@0.2.0.{output-stream};
+            get-stderr: func() -> output-stream;
+        }
+    }
+    package wasi:random@0.2.0 {
+        interface random { get-random-bytes: func(len: u64) -> list<u8>; }
+    }"#;
+
+/// A component that calls the host directly: `$stderr` gives a stream, to which `$write` writes,
+/// `$random` random bytes, and `$thing` a handle of a resource of the component's own.
+pub(crate) fn component_that_imports(functions: &str) -> Vec<u8> {
+    let imports = r#"
+        (import "wasi:cli/stderr@0.2.0" "get-stderr" (func $stderr (result i32)))
+        (import "wasi:io/streams@0.2.0" "[method]output-stream.write"
+            (func $write (param i32 i32 i32 i32)))
+        (import "wasi:random/random@0.2.0" "get-random-bytes" (func $random (param i64 i32)))
+        (import "[export]airlock:test/things" "[resource-new]thing"
+            (func $thing (param i32) (result i32)))"#;
+    component_of("airlock:test/importing", 4, imports, functions)
+}
+
+fn component_of(world: &str, pages: u32, imports: &str, functions: &str) -> Vec<u8> {
     use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
     use wit_parser::Resolve;
 
     let mut module = wat::parse_str(format!(
         r#"(module
+            {imports}
             (memory (export "memory") {pages})
             (table $table 1 funcref)
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
@@ -36,6 +80,7 @@ fn component_of(world: &str, pages: u32, functions: &str) -> Vec<u8> {
     let (package, _) = resolve
         .push_path(crate::support::root().join("wit"))
         .unwrap();
+    resolve.push_str("importing.wit", IMPORTING).unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
     let mut encoder = ComponentEncoder::default();

@@ -60,6 +60,10 @@ fn values_that_make_no_sense() {
         ("--max-connections=1000000", "more than the"),
         ("--guest-memory=4GiB", "lower it, or --max-connections to"),
         ("--total-guest-memory=1MiB", "at least --guest-memory"),
+        (
+            "--guest-memory=1MiB",
+            "no room for a line (--max-line 64.0 KiB) and a reply (--max-reply 1.0 MiB)",
+        ),
         ("--backlog=0", "0 is not in 1.."),
         ("--framing=words", "auto, lines, chunks"),
         ("--env=GREETING", "NAME=VALUE"),

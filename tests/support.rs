@@ -106,6 +106,11 @@ impl Server {
         self.log.lines()
     }
 
+    /// The log of a server that has ended.
+    pub(crate) fn whole_log(&self) -> Vec<String> {
+        self.log.wait_for_end()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         signal(self.id(), name);
     }

@@ -330,6 +330,13 @@ impl Serve {
             ));
         }
         let memory_bytes = memory.as_u64();
+        let (line, reply) = (self.max_line, self.guest_options.max_reply);
+        if memory_bytes < line.as_u64() + reply.as_u64() {
+            return Err(format!(
+                "--guest-memory {memory} has no room for a line (--max-line {line}) and a reply \
+                 (--max-reply {reply}): raise it, or lower them"
+            ));
+        }
         let memories = connections as u64 * u64::from(limits::GUEST_MEMORIES);
         let reserved = memory_bytes.saturating_mul(memories);
         if reserved > limits::ADDRESS_SPACE_BYTES {

@@ -4,7 +4,7 @@ use std::panic::{self, AssertUnwindSafe};
 
 use crate::conversation::{Conversation, End};
 use crate::server::{Client, Service};
-use crate::session::{GuestError, Session};
+use crate::session::{Cause, Session};
 use crate::shutdown::Permit;
 use crate::socket::Socket;
 use crate::transcript::Recorder;
@@ -28,8 +28,8 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
         Some(file) => conversation.run(|| Recorder::start(file, start)),
     };
     let (Ok(end) | Err(end)) = panic::catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or(Err(End::GuestFailed(GuestError::Panic)));
-    if matches!(&end, End::GuestFailed(error) if !matches!(error, GuestError::Panic)) {
+        .unwrap_or(Err(End::GuestFailed(Cause::Panic.into())));
+    if matches!(&end, End::GuestFailed(error) if !matches!(error.cause, Cause::Panic)) {
         place.fail();
     }
 

@@ -114,6 +114,14 @@ pub const GUEST_CORE_INSTANCES: u32 = 64;
 /// streams and a timer or two.
 pub const GUEST_RESOURCES: usize = 256;
 
+/// Handles that the component holds at once, of its own resources and of the host's: 24 bytes each.
+/// A guest that is made of several components has some for each that it passes between them.
+pub const GUEST_HANDLES: usize = 1024;
+
+/// Bytes that Wasmtime keeps for the core instances of one guest instance, most of them for globals
+/// and for functions whose address is taken: Wasmtime's default. Counted in `--guest-memory`.
+pub const GUEST_INSTANCE_BYTES: usize = 1024 * 1024;
+
 /// Bytes that a guest may hand over in one call of the host however small `--max-reply` is, so that
 /// it can still print.
 pub const LEAST_TRANSFER_BYTES: usize = 64 * 1024;
@@ -129,6 +137,23 @@ pub const LOG_BURST_LINES: f64 = 100.0;
 
 /// Lines a second that are logged after that; the rest is dropped and counted. Protects the log.
 pub const LOG_LINES_PER_SECOND: f64 = 10.0;
+
+/// Lines that the guests of one version log at once, whatever connections they belong to, before
+/// they have to slow down: whoever reconnects is a new guest each time.
+pub const VERSION_LOG_BURST_LINES: f64 = 1000.0;
+
+/// Lines a second that they log after that.
+pub const VERSION_LOG_LINES_PER_SECOND: f64 = 100.0;
+
+/// Lines that the guests of all versions log at once.
+pub const ALL_LOG_BURST_LINES: f64 = 2000.0;
+
+/// Lines a second that they log after that: with the longest lines, 200 KiB a second.
+pub const ALL_LOG_LINES_PER_SECOND: f64 = 200.0;
+
+/// Bytes of the last lines on its standard error that are logged with a guest's failure: the end of
+/// a stack of calls.
+pub const LAST_WORDS_BYTES: usize = 1024;
 
 /// Bytes of a component file. Python guests have about 40 MiB.
 pub const COMPONENT_BYTES: u64 = 128 * 1024 * 1024;

@@ -6,6 +6,7 @@
 
 pub mod compiler;
 mod guest_log;
+mod instance_size;
 mod memory;
 mod runtime;
 mod signature;
@@ -17,19 +18,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use wasmtime::component::InstancePre;
 use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Engine, Store};
 
 use crate::bindings::batched::{Batch, BatchIndices};
 use crate::bindings::{LineServer, LineServerIndices};
 use crate::limits::{self, Limits};
+use crate::logging::printable;
 pub use compiler::Compiler;
 use compiler::child::Settings;
+use guest_log::LogRate;
 pub use memory::Refused;
 pub use runtime::Runtime;
 pub(crate) use runtime::{MEMORY_GUARD_BYTES, ticks};
-pub(crate) use wasi::{CallTimedOut, State};
+pub(crate) use wasi::{CallTimedOut, State, caught};
 
 /// A guest that is ready to serve: one for all connections of its version.
 pub struct Sandbox {
@@ -40,6 +43,9 @@ pub struct Sandbox {
     pub(crate) runtime: Arc<Runtime>,
     /// Linear memories of an instance.
     memories: u32,
+    /// What an instance takes besides its memories and tables.
+    pub(crate) instance_bytes: u64,
+    log: Arc<LogRate>,
 }
 
 /// Why a file cannot be served. Always the guest's fault; said once, before anything listens.
@@ -126,6 +132,7 @@ impl Sandbox {
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
+        let instance_bytes = instance_size::bytes(component);
         let component = runtime.compiler.compile(
             &runtime.engine,
             runtime::settings(&runtime.limits),
@@ -133,11 +140,20 @@ impl Sandbox {
             component,
             wanted,
         )?;
+        Sandbox::link(runtime, &component, instance_bytes)
+    }
+
+    /// The second half of that.
+    pub(crate) fn link(
+        runtime: &Arc<Runtime>,
+        component: &Component,
+        instance_bytes: u64,
+    ) -> Result<Sandbox, RejectedGuest> {
         let needed = component.resources_required();
         let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
         let pre = runtime
             .linker
-            .instantiate_pre(&component)
+            .instantiate_pre(component)
             .map_err(reason(RejectedGuest::Imports))?;
         signature::check(&runtime.engine, &component.component_type())?;
         let handler = LineServerIndices::new(&pre).map_err(reason(RejectedGuest::Exports))?;
@@ -147,6 +163,8 @@ impl Sandbox {
             pre,
             runtime: Arc::clone(runtime),
             memories,
+            instance_bytes,
+            log: LogRate::of_version(&runtime.log),
         })
     }
 
@@ -226,8 +244,7 @@ fn reason(reject: fn(String) -> RejectedGuest) -> impl FnOnce(wasmtime::Error) -
 }
 
 pub(crate) fn one_line(error: &wasmtime::Error) -> String {
-    format!("{error:#}")
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    let text = format!("{error:#}");
+    let words: Vec<_> = text.split_whitespace().collect();
+    printable(&words.join(" "))
 }

@@ -13,6 +13,7 @@ use crate::bindings::batched::Batch;
 use crate::bindings::exports::airlock::line::handler;
 use crate::conversation::{Answers, Handler, Outcome};
 use crate::limits::{self, LOG_LINE_BYTES, Limits};
+use crate::logging::printable;
 use crate::sandbox::{self, CallTimedOut, Refused, Sandbox, State};
 use crate::server::Client;
 
@@ -26,10 +27,20 @@ pub struct Session<'a> {
     limits: &'a Limits,
 }
 
-/// How a guest failed. The client reads `error: the guest failed`; the log says this.
+/// A guest has failed. The client reads `error: the guest failed`; the log says this.
 #[derive(Debug, thiserror::Error)]
-pub enum GuestError {
-    /// The call overran its time, awake or asleep.
+#[error("{cause}{}{last_words}", if last_words.is_empty() { "" } else { "; it wrote last: " })]
+pub struct GuestError {
+    /// How.
+    pub cause: Cause,
+    /// The last lines that the instance wrote to its standard error, if any: printable, on one line.
+    pub last_words: String,
+}
+
+/// How a guest failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The call overran its time, awake or asleep, or returned late.
     #[error("a call took longer than {} (--call-timeout)", humantime::format_duration(*.limit))]
     CallTime {
         /// `--call-timeout`.
@@ -41,6 +52,12 @@ pub enum GuestError {
         /// What it answered.
         bytes: usize,
         /// `--max-reply`.
+        limit_bytes: usize,
+    },
+    /// What it handed over at once was more than is received.
+    #[error("it handed over more than {limit_bytes} bytes at once (twice --max-reply)")]
+    TooMuchData {
+        /// What is received.
         limit_bytes: usize,
     },
     /// It says that it has handled none of several lines, or more than there were.
@@ -57,15 +74,24 @@ pub enum GuestError {
     /// It ended itself through `wasi:cli/exit`.
     #[error("it called exit with status {0}")]
     Exit(i32),
-    /// It failed after it had been refused memory.
+    /// It was refused memory, and failed.
     #[error("{0}")]
-    Memory(Refused),
+    Memory(#[from] Refused),
     /// The shim failed, not the guest.
     #[error("the shim panicked; the log has the place")]
     Panic,
     /// Everything else that ends an instance: a trap, or a value that is none of its type.
     #[error("{0}")]
     Trap(String),
+}
+
+impl From<Cause> for GuestError {
+    fn from(cause: Cause) -> GuestError {
+        GuestError {
+            cause,
+            last_words: String::new(),
+        }
+    }
 }
 
 impl<'a> Session<'a> {
@@ -77,17 +103,14 @@ impl<'a> Session<'a> {
         let limits = &sandbox.runtime.limits;
         let mut store = Store::new(&sandbox.runtime.engine, State::new(sandbox, client));
         store.limiter(|state| &mut state.memory);
-        // Bounds what the host allocates to receive a value, before its length is looked at. What a
-        // guest prints is received the same way, 4 KiB at a time.
-        let most_bytes = limits
-            .reply_bytes
-            .saturating_mul(2)
-            .max(limits::LEAST_TRANSFER_BYTES);
-        store.set_hostcall_fuel(most_bytes);
+        store.set_max_component_handles(limits::GUEST_HANDLES);
+        store.set_hostcall_fuel(most_bytes(limits));
+        let claimed = store.data_mut().memory.claim(sandbox.instance_bytes);
+        claimed.map_err(Cause::Memory)?;
         let call_ticks = sandbox::ticks(limits.call_time);
-        start_call(&mut store, call_ticks);
-        let instantiated = sandbox.instantiate(&mut store);
-        let (guest, batch) = instantiated.map_err(|error| guest_error(&error, &store, limits))?;
+        let (guest, batch) = call(&mut store, call_ticks, limits, |store| {
+            sandbox.instantiate(store)
+        })?;
         Ok(Session {
             store,
             guest,
@@ -97,19 +120,26 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Bytes of the instance's linear memories.
+    /// Bytes that the instance takes: its linear memories, its tables, and itself.
     pub fn memory_bytes(&self) -> u64 {
         self.store.data().memory.held_bytes
     }
 
     fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
         match text {
-            Some(text) if text.len() > self.limits.reply_bytes => Err(GuestError::ReplyTooLong {
-                bytes: text.len(),
-                limit_bytes: self.limits.reply_bytes,
-            }),
+            Some(text) if text.len() > self.limits.reply_bytes => {
+                Err(self.reply_too_long(text.len(), self.limits.reply_bytes))
+            }
             _ => Ok(()),
         }
+    }
+
+    fn reply_too_long(&self, bytes: usize, limit_bytes: usize) -> GuestError {
+        self.failed(Cause::ReplyTooLong { bytes, limit_bytes })
+    }
+
+    fn failed(&self, cause: Cause) -> GuestError {
+        failed(cause, &self.store)
     }
 }
 
@@ -117,23 +147,19 @@ impl Handler for Session<'_> {
     type Error = GuestError;
 
     fn greeting(&mut self) -> Result<Option<String>, GuestError> {
-        start_call(&mut self.store, self.call_ticks);
-        let text = self
-            .guest
-            .airlock_line_handler()
-            .call_greeting(&mut self.store)
-            .map_err(|error| guest_error(&error, &self.store, self.limits))?;
+        let handler = self.guest.airlock_line_handler();
+        let text = call(&mut self.store, self.call_ticks, self.limits, |store| {
+            handler.call_greeting(store)
+        })?;
         self.check_reply(text.as_deref())?;
         Ok(text)
     }
 
     fn handle_line(&mut self, line: &str) -> Result<Outcome, GuestError> {
-        start_call(&mut self.store, self.call_ticks);
-        let outcome = self
-            .guest
-            .airlock_line_handler()
-            .call_handle_line(&mut self.store, line)
-            .map_err(|error| guest_error(&error, &self.store, self.limits))?;
+        let handler = self.guest.airlock_line_handler();
+        let outcome = call(&mut self.store, self.call_ticks, self.limits, |store| {
+            handler.call_handle_line(store, line)
+        })?;
         let outcome = match outcome {
             handler::Outcome::Reply(text) => Outcome::Reply(text),
             handler::Outcome::NoReply => Outcome::NoReply,
@@ -159,27 +185,30 @@ impl Handler for Session<'_> {
         else {
             return Ok(None);
         };
-        start_call(&mut self.store, self.call_ticks);
         // So that one reply more than enough stays below what may be received from a guest at all.
         let enough = enough.min(self.limits.reply_bytes);
-        let answers = batch
-            .airlock_line_batch()
-            .call_handle_lines(&mut self.store, lines, enough as u32)
-            .map_err(|error| guest_error(&error, &self.store, self.limits))?;
+        let batch = batch.airlock_line_batch();
+        let answers = call(&mut self.store, self.call_ticks, self.limits, |store| {
+            batch.call_handle_lines(store, lines, enough as u32)
+        })?;
+        let replies = &answers.replies;
         let most_bytes = self.limits.reply_bytes + enough;
-        if answers.replies.len() > most_bytes {
-            return Err(GuestError::ReplyTooLong {
-                bytes: answers.replies.len(),
-                limit_bytes: most_bytes,
-            });
+        if replies.len() > most_bytes {
+            return Err(self.reply_too_long(replies.len(), most_bytes));
         }
         let handled = answers.handled as usize;
         let count = memchr::memchr_iter(b'\n', lines.as_bytes()).count();
         if handled == 0 || handled > count {
-            return Err(GuestError::Count { handled, count });
+            return Err(self.failed(Cause::Count { handled, count }));
         }
-        if !answers.replies.is_empty() && !answers.replies.ends_with('\n') {
-            return Err(GuestError::Unended);
+        if !replies.is_empty() && !replies.ends_with('\n') {
+            return Err(self.failed(Cause::Unended));
+        }
+        // Few enough bytes for one reply need no look at each.
+        if replies.len() > self.limits.reply_bytes {
+            for reply in replies.split_terminator('\n') {
+                self.check_reply(Some(reply))?;
+            }
         }
         Ok(Some(Answers {
             replies: answers.replies,
@@ -194,29 +223,313 @@ impl Handler for Session<'_> {
     }
 }
 
-/// Both clocks: Wasmtime's, which stops wasm code, and the one that bounds waiting in the host.
-fn start_call(store: &mut Store<State>, ticks: u64) {
-    store.set_epoch_deadline(ticks);
-    store.data_mut().start_call(ticks);
+/// What the host allocates at most to receive a value, before its length is looked at. What a guest
+/// prints is received the same way.
+fn most_bytes(limits: &Limits) -> usize {
+    let two_replies = limits.reply_bytes.saturating_mul(2);
+    two_replies.max(limits::LEAST_TRANSFER_BYTES)
 }
 
-fn guest_error(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> GuestError {
+/// One call, which has failed too when it returns late: whatever the guest has found that nothing
+/// interrupts, it gains nothing by it.
+fn call<T>(
+    store: &mut Store<State>,
+    ticks: u64,
+    limits: &Limits,
+    call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<T>,
+) -> Result<T, GuestError> {
+    // Both clocks: Wasmtime's, which stops wasm code, and the one that bounds time in the host.
+    store.set_epoch_deadline(ticks);
+    store.data_mut().start_call(ticks);
+    let result = sandbox::caught(|| call(store));
+    let result = result.and_then(|value| store.data().check_time().map(|()| value));
+    result.map_err(|error| failed(cause(&error, store, limits), store))
+}
+
+#[cold]
+fn failed(cause: Cause, store: &Store<State>) -> GuestError {
+    GuestError {
+        cause,
+        last_words: store.data().last_words(),
+    }
+}
+
+#[cold]
+fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> Cause {
+    /// How Wasmtime says that [`most_bytes`] did not do; it has no type for it.
+    const TOO_MUCH_DATA: &str = "too much data is being copied between the host and the guest";
+
     let timed_out = error.downcast_ref::<Trap>() == Some(&Trap::Interrupt)
         || error.downcast_ref::<CallTimedOut>().is_some();
     if timed_out {
-        return GuestError::CallTime {
+        return Cause::CallTime {
             limit: limits.call_time,
         };
     }
     if let Some(refused) = store.data().memory.refused {
-        return GuestError::Memory(refused);
+        return Cause::Memory(refused);
     }
     if let Some(&I32Exit(status)) = error.downcast_ref() {
-        return GuestError::Exit(status);
+        return Cause::Exit(status);
     }
     // The chain ends with the cause; before it stands a backtrace of many lines.
-    tracing::debug!("the guest failed: {error:?}");
+    tracing::debug!("the guest failed: {}", printable(&format!("{error:?}")));
     let mut cause = error.root_cause().to_string();
+    if cause.starts_with(TOO_MUCH_DATA) {
+        return Cause::TooMuchData {
+            limit_bytes: most_bytes(limits),
+        };
+    }
     cause.truncate(cause.floor_char_boundary(LOG_LINE_BYTES));
-    GuestError::Trap(cause)
+    Cause::Trap(printable(&cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::LazyLock;
+    use std::thread;
+
+    use wasmtime::component::Component;
+    use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+    use wit_parser::abi::{AbiVariant, WasmType};
+    use wit_parser::{Handle, Resolve, Type, TypeDefKind, WorldId, WorldItem};
+
+    use super::*;
+    use crate::sandbox::{Compiler, Runtime};
+    use crate::trial::NOBODY;
+
+    /// Where the WIT of the Wasmtime that is linked is kept.
+    fn wasi() -> PathBuf {
+        // Of one platform: the packages of the others need not be on this machine.
+        let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        let cargo = Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version=1", "--locked"])
+            .args(["--filter-platform", &platform])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .expect("cargo runs");
+        let metadata: serde_json::Value =
+            serde_json::from_slice(&cargo.stdout).expect("cargo describes the workspace");
+        let packages = metadata["packages"].as_array().expect("packages");
+        let package = packages
+            .iter()
+            .find(|package| package["name"] == "wasmtime-wasi")
+            .expect("wasmtime-wasi");
+        let manifest = package["manifest_path"].as_str().expect("a path");
+        Path::new(manifest).with_file_name("src/p2/wit")
+    }
+
+    /// What the component below asks for in its greeting, and the handle that it gets for each: only
+    /// with one can functions of these resources be called.
+    const HANDLES: [(&str, &str, &str); 4] = [
+        ("output-stream", "wasi:cli/stdout", "get-stdout"),
+        ("input-stream", "wasi:cli/stdin", "get-stdin"),
+        (
+            "pollable",
+            "wasi:clocks/monotonic-clock",
+            "subscribe-duration",
+        ),
+        (
+            "network",
+            "wasi:sockets/instance-network",
+            "instance-network",
+        ),
+    ];
+
+    /// A function of the host: its name, its parameters as core WebAssembly has them, the resource
+    /// that it needs a handle of, and its result.
+    struct Function {
+        interface: String,
+        name: String,
+        params: Vec<&'static str>,
+        resource: Option<String>,
+        result: &'static str,
+    }
+
+    /// All functions that `world` imports, with those that drop a resource.
+    fn functions(resolve: &Resolve, world: WorldId) -> Vec<Function> {
+        let kind = |kind: &WasmType| match kind {
+            WasmType::I64 | WasmType::PointerOrI64 => "i64",
+            WasmType::F32 => "f32",
+            WasmType::F64 => "f64",
+            WasmType::I32 | WasmType::Pointer | WasmType::Length => "i32",
+        };
+        let mut functions = Vec::new();
+        for (key, item) in &resolve.worlds[world].imports {
+            let WorldItem::Interface { id, .. } = item else {
+                continue;
+            };
+            let interface = resolve.name_world_key(key);
+            for (name, function) in &resolve.interfaces[*id].functions {
+                let signature = resolve.wasm_signature(AbiVariant::GuestImport, function);
+                // It is the first parameter, where there is one.
+                let resource = match function.params.first().map(|param| param.ty) {
+                    Some(Type::Id(first)) => match resolve.types[first].kind {
+                        TypeDefKind::Handle(Handle::Borrow(id) | Handle::Own(id)) => {
+                            resolve.types[id].name.clone()
+                        }
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                functions.push(Function {
+                    interface: interface.clone(),
+                    name: name.clone(),
+                    params: signature.params.iter().map(kind).collect(),
+                    resource,
+                    result: signature.results.first().map_or("", kind),
+                });
+            }
+            for (name, id) in &resolve.interfaces[*id].types {
+                if matches!(resolve.types[*id].kind, TypeDefKind::Resource) {
+                    functions.push(Function {
+                        interface: interface.clone(),
+                        name: format!("[resource-drop]{name}"),
+                        params: vec!["i32"],
+                        resource: Some(name.clone()),
+                        result: "",
+                    });
+                }
+            }
+        }
+        functions
+    }
+
+    /// A component that imports every function there is, and calls the one whose number is the length
+    /// of the line, with a handle where it needs one, and zeros; and them all.
+    fn asking_for_everything() -> (Vec<u8>, Vec<Function>) {
+        let mut resolve = Resolve::default();
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
+        resolve.push_path(ours).expect("our WIT");
+        resolve.push_path(wasi()).expect("the WIT of WASI");
+        let text = "package test:all; world all {
+            include airlock:line/line-server@0.1.0; include wasmtime:wasi/bindings; }";
+        let package = resolve.push_str("all.wit", text).expect("both");
+        let world = resolve.select_world(&[package], None).expect("one world");
+        let functions = functions(&resolve, world);
+        let (mut imports, mut calls, mut handles) = (String::new(), String::new(), String::new());
+        for (number, function) in functions.iter().enumerate() {
+            let Function {
+                interface,
+                name,
+                params,
+                resource,
+                result,
+            } = function;
+            let result = match *result {
+                "" => String::new(),
+                kind => format!("(result {kind})"),
+            };
+            let drop = if result.is_empty() { "" } else { "drop" };
+            let resource = resource.as_deref();
+            let handle = HANDLES.iter().position(|handle| Some(handle.0) == resource);
+            let mut values: Vec<_> = params
+                .iter()
+                .map(|kind| format!("({kind}.const 0)"))
+                .collect();
+            if let Some(handle) = handle {
+                values[0] = format!("(i32.const {})", handle + 1);
+            }
+            let (kinds, values) = (params.join(" "), values.join(" "));
+            imports += &format!(
+                r#"(import "{interface}" "{name}" (func $f{number} (param {kinds}) {result}))"#
+            );
+            calls += &format!(
+                "(if (i32.eq (local.get 1) (i32.const {number}))
+                    (then (call $f{number} {values}) {drop}))"
+            );
+        }
+        for (_, interface, name) in HANDLES {
+            let number = functions
+                .iter()
+                .position(|function| {
+                    function.interface.starts_with(interface) && function.name == name
+                })
+                .expect("a function that gives a handle");
+            let values = functions[number].params.first();
+            let values = values.map_or(String::new(), |kind| format!("({kind}.const 0)"));
+            handles += &format!("(drop (call $f{number} {values}))");
+        }
+        let mut module = wat::parse_str(format!(
+            r#"(module
+                {imports}
+                (memory (export "memory") 4)
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+                (func (export "airlock:line/handler@0.1.0#greeting") (result i32)
+                    {handles} i32.const 0)
+                (func (export "airlock:line/handler@0.1.0#handle-line")
+                    (param i32 i32) (result i32) {calls} i32.const 0))"#
+        ))
+        .expect("a module");
+        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
+            .expect("a component's module");
+        let mut encoder = ComponentEncoder::default();
+        encoder.module(&module).expect("a module for a component");
+        (encoder.encode().expect("a component"), functions)
+    }
+
+    static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits::new(1, 1 << 30));
+
+    fn sandbox(component: &[u8]) -> Sandbox {
+        // What compiles is another program, which this is not.
+        let compiler = Compiler::new("", true);
+        let runtime = Runtime::new(Vec::new(), LIMITS.clone(), compiler).expect("a runtime");
+        let component = Component::from_binary(&runtime.engine, component).expect("a component");
+        Sandbox::link(&runtime, &component, 0).expect("a guest")
+    }
+
+    /// Wasmtime's own clock stands still here: it is looked at where a function of the guest begins,
+    /// and none need begin between two calls of the host.
+    #[test]
+    fn every_function_of_the_host_ends_a_call_whose_time_is_over() {
+        let (component, functions) = asking_for_everything();
+        let sandbox = sandbox(&component);
+        let mut reached = 0;
+        for (number, Function { name, .. }) in functions.iter().enumerate() {
+            let call = |ticks| {
+                let mut session = Session::start(&sandbox, NOBODY).expect("an instance");
+                session.greeting().expect("handles");
+                let Session { store, guest, .. } = &mut session;
+                store.set_epoch_deadline(1 << 32);
+                store.data_mut().start_call(ticks);
+                let handler = guest.airlock_line_handler();
+                let line = "x".repeat(number);
+                sandbox::caught(|| handler.call_handle_line(store, &line))
+            };
+            let timed_out = |result: &wasmtime::Result<_>| {
+                let error = result.as_ref().err();
+                error.is_some_and(|error| error.downcast_ref::<CallTimedOut>().is_some())
+            };
+            let (over, in_time) = (call(0), call(1000));
+            // A resource that nobody gets has functions that nobody can call.
+            if over.as_ref().is_err_and(|error| {
+                let cause = error.root_cause().to_string();
+                cause.starts_with("unknown handle index")
+            }) {
+                continue;
+            }
+            reached += 1;
+            assert!(timed_out(&over), "{name}: {over:?}");
+            assert!(!timed_out(&in_time), "{name}: {in_time:?}");
+        }
+        assert!((40..functions.len()).contains(&reached), "{reached}");
+    }
+
+    #[test]
+    fn a_call_that_returns_late_has_failed_whatever_it_returns() {
+        let sandbox = sandbox(crate::GREETER);
+        let mut session = Session::start(&sandbox, NOBODY).expect("an instance");
+        let in_time = call(&mut session.store, 1000, &LIMITS, |_| Ok("a reply"));
+        assert_eq!(in_time.expect("a reply"), "a reply");
+        let late = call(&mut session.store, 1, &LIMITS, |store| {
+            while store.data().check_time().is_ok() {
+                thread::yield_now();
+            }
+            Ok("a reply")
+        });
+        let error = late.expect_err("no reply");
+        assert!(matches!(error.cause, Cause::CallTime { .. }), "{error}");
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::conversation::Handler;
 use crate::sandbox::{Refused, RejectedGuest, Runtime, Sandbox};
 use crate::server::Client;
-use crate::session::{GuestError, Session};
+use crate::session::{Cause, GuestError, Session};
 
 /// A guest that has passed.
 pub struct Passed {
@@ -46,7 +46,10 @@ impl Failed {
         matches!(
             self,
             Failed::Rejected(RejectedGuest::NoCompiler(_))
-                | Failed::Greeting(GuestError::Memory(Refused::Total))
+                | Failed::Greeting(GuestError {
+                    cause: Cause::Memory(Refused::Total),
+                    ..
+                })
         )
     }
 }

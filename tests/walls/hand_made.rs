@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::components::{NO_GREETING, component, component_for_many_lines, doing};
+use crate::components::{
+    NO_GREETING, component, component_for_many_lines, component_that_imports, doing, greeting_by,
+};
 use crate::support::{Client, Server};
 
 /// A reply whose text is at `pointer` with `length`, both written at address 64.
@@ -30,17 +32,34 @@ fn server(component: &[u8], options: &[&str]) -> Server {
     let path = folder.path().join("guest.wasm");
     fs::write(&path, component).unwrap();
     let guest = format!("--guest={}", path.display());
-    Server::start(&[&["--call-timeout=200ms", &guest], options].concat())
+    Server::start(&[&[guest.as_str()], options].concat())
 }
 
 fn assert_fails(component: &[u8], cause: &str) {
-    let server = server(component, &[]);
+    let server = server(component, &["--call-timeout=200ms"]);
     for id in 1..=2 {
         let mut client = server.connect();
         client.send("anything\n");
         assert_eq!(client.rest(), "error: the guest failed\n", "{cause}");
         server.logged(&["the guest failed", &format!("connection={id} "), cause]);
     }
+}
+
+fn assert_not_served(component: &[u8], options: &[&str], cause: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.wasm");
+    fs::write(&path, component).unwrap();
+    let output = crate::support::run(
+        std::process::Command::new(crate::support::AIRLOCK)
+            .args(["--listen=127.0.0.1:0", "--call-timeout=300ms", "--guest"])
+            .arg(path)
+            .args(options),
+        b"",
+    );
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert!(line.contains("it fails before its first line: "), "{line}");
+    assert!(line.contains(cause), "{line}");
 }
 
 #[test]
@@ -99,10 +118,18 @@ fn answers_to_several_lines_that_are_none_fail_the_guest() {
         assert_eq!(ask(&server), "\nerror: the guest failed\n", "{cause}");
         server.logged(&["the guest failed", cause]);
     }
-    let long = "x".repeat(200) + "\n";
-    let server = server(&answering_many(&long, 3), &["--max-reply=100"]);
-    assert_eq!(ask(&server), "\nerror: the guest failed\n");
-    server.logged(&["the guest failed", "--max-reply"]);
+    // Together they may be longer than one, and none of them.
+    let two = "x".repeat(99) + "\n" + &"y".repeat(99) + "\n";
+    let right = server(&answering_many(&two, 3), &["--max-reply=100"]);
+    assert_eq!(ask(&right), format!("\n{two}"));
+    for long in [
+        "x".repeat(101) + "\n",
+        "x\n".to_owned() + &"y".repeat(101) + "\n",
+    ] {
+        let server = server(&answering_many(&long, 3), &["--max-reply=100"]);
+        assert_eq!(ask(&server), "\nerror: the guest failed\n");
+        server.logged(&["the guest failed", "answered 101 bytes", "--max-reply"]);
+    }
 }
 
 #[test]
@@ -136,6 +163,41 @@ fn code_that_does_harm_fails_the_guest() {
     }
 }
 
+/// Nothing of the guest begins between two of these calls, so Wasmtime never looks at its clock: one
+/// after the other takes a minute, and is cut.
+#[test]
+fn calls_of_the_host_in_a_row_end_with_the_time() {
+    let calls = "(call $random (i64.const 65536) (i32.const 64))".repeat(20_000);
+    assert_fails(&component_that_imports(&doing(&calls)), "took longer");
+    let greets = component_that_imports(&greeting_by(&calls));
+    assert_not_served(&greets, &[], "took longer");
+}
+
+/// What a guest prints is copied before its size can be looked at, and then costs next to nothing.
+#[test]
+fn output_that_is_not_logged_costs_next_to_nothing() {
+    let prints = |bytes: u32, times| {
+        let write = format!(
+            "(call $write (local.get $stream) (i32.const 65536) (i32.const {bytes}) (i32.const 64))"
+        );
+        component_that_imports(&doing(&format!(
+            "(local $stream i32)
+            (local.set $stream (call $stderr))
+            (memory.fill (i32.const 65536) (i32.const 10) (i32.const 131072))
+            {}",
+            write.repeat(times)
+        )))
+    };
+    // 65 million empty lines: seconds, if each were looked at.
+    let server = server(&prints(65_536, 1000), &[]);
+    let mut client = server.connect();
+    assert_eq!(client.ask("print"), "");
+    client.finish();
+    client.rest();
+    server.logged(&["lines of the guest's output were dropped", "connection=1 "]);
+    assert_fails(&prints(65_537, 1), "more at once than `check-write` allows");
+}
+
 #[test]
 fn a_guest_that_misbehaves_before_its_first_line_is_not_served() {
     let quiet = "(func $handle (param i32 i32) (result i32) i32.const 0)";
@@ -147,19 +209,7 @@ fn a_guest_that_misbehaves_before_its_first_line_is_not_served() {
         (format!("{quiet} {traps}"), "unreachable"),
         (format!("{quiet} {NO_GREETING} {starts}"), "took longer"),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("guest.wasm");
-        fs::write(&path, component(&functions)).unwrap();
-        let output = crate::support::run(
-            std::process::Command::new(crate::support::AIRLOCK)
-                .args(["--listen=127.0.0.1:0", "--call-timeout=300ms", "--guest"])
-                .arg(path),
-            b"",
-        );
-        let line = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{line}");
-        assert!(line.contains("it fails before its first line: "), "{line}");
-        assert!(line.contains(cause), "{line}");
+        assert_not_served(&component(&functions), &[], cause);
     }
 }
 
@@ -185,6 +235,39 @@ fn a_growing_table_stops_at_its_limit() {
     let mut client = server.connect();
     // The reply is the text of length 0 at address 0.
     assert_eq!(client.ask("grow"), "");
+}
+
+#[test]
+fn handles_tables_globals_and_elements_are_memory_too() {
+    let handles = |count| {
+        component_that_imports(&doing(&format!(
+            "(local $n i32)
+            (loop $l
+                (drop (call $thing (i32.const 7)))
+                (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                (br_if $l (i32.lt_u (local.get $n) (i32.const {count}))))"
+        )))
+    };
+    let few = server(&handles(1000), &[]);
+    assert_eq!(few.connect().ask("1000 handles"), "");
+    assert_fails(&handles(2000), "store handle limit exceeded");
+
+    // Each asks for about a MiB; with as much for a line and a reply as for themselves, all would fit
+    // if only linear memory counted.
+    let tables = "(table 20000 funcref)".repeat(7);
+    let globals = "(global i32 (i32.const 1))".repeat(60_000);
+    let elements = format!("(elem func {})", "$handle ".repeat(60_000));
+    for part in [&tables, &globals, &elements] {
+        let component = component(&format!("{part} {}", doing("")));
+        let options = ["--guest-memory=1MiB", "--max-reply=64KiB"];
+        assert_not_served(&component, &options, "--guest-memory");
+        let options = ["--guest-memory=2MiB", "--total-guest-memory=2MiB"];
+        let server = server(&component, &options);
+        let mut first = server.connect();
+        assert_eq!(first.ask("fits"), "");
+        assert_eq!(server.connect().rest(), "error: the guest failed\n");
+        server.logged(&["the guest failed", "--total-guest-memory"]);
+    }
 }
 
 #[test]

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
-use crate::limits::{LOG_BURST_LINES, LOG_LINE_BYTES, LOG_LINES_PER_SECOND};
-use crate::logging::printable;
+use crate::limits::{self, LAST_WORDS_BYTES, LOG_LINE_BYTES, LOG_PAUSE};
+use crate::logging::{self, printable};
 
 /// How much a guest may hand over in one write.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -27,20 +27,138 @@ struct Lines {
     stream: &'static str,
     /// The line that has begun, up to its limit.
     pending: Vec<u8>,
+    /// What was written last, logged or not.
+    last: Vec<u8>,
+    rate: Rate,
+    all: Arc<LogRate>,
+    dropped: u64,
+}
+
+/// Some lines at once, and then so many a second.
+struct Rate {
+    burst: f64,
+    per_second: f64,
     allowance: f64,
     refilled: Instant,
+}
+
+impl Rate {
+    fn new(burst: f64, per_second: f64) -> Rate {
+        Rate {
+            burst,
+            per_second,
+            allowance: burst,
+            refilled: Instant::now(),
+        }
+    }
+
+    /// Whether one more may be logged.
+    fn take(&mut self, now: Instant) -> bool {
+        let earned = now.saturating_duration_since(self.refilled).as_secs_f64() * self.per_second;
+        self.allowance = (self.allowance + earned).min(self.burst);
+        self.refilled = self.refilled.max(now);
+        let has = self.allowance >= 1.0;
+        if has {
+            self.allowance -= 1.0;
+        }
+        has
+    }
+}
+
+/// How much is logged of the guests of one version, or of all: whoever reconnects has a new instance,
+/// and a new [`GuestLog`], each time.
+pub(crate) struct LogRate {
+    of: &'static str,
+    rate: Mutex<Shared>,
+    whole: Option<Arc<LogRate>>,
+}
+
+struct Shared {
+    rate: Rate,
     dropped: u64,
+    said: Option<Instant>,
+}
+
+impl LogRate {
+    /// What all guests of the process share.
+    pub(super) fn of_process() -> Arc<LogRate> {
+        let rate = Rate::new(
+            limits::ALL_LOG_BURST_LINES,
+            limits::ALL_LOG_LINES_PER_SECOND,
+        );
+        LogRate::new("all guests", rate, None)
+    }
+
+    /// What the instances of a version share.
+    pub(super) fn of_version(process: &Arc<LogRate>) -> Arc<LogRate> {
+        let rate = Rate::new(
+            limits::VERSION_LOG_BURST_LINES,
+            limits::VERSION_LOG_LINES_PER_SECOND,
+        );
+        LogRate::new("a version's guests", rate, Some(Arc::clone(process)))
+    }
+
+    fn new(of: &'static str, rate: Rate, whole: Option<Arc<LogRate>>) -> Arc<LogRate> {
+        Arc::new(LogRate {
+            of,
+            rate: Mutex::new(Shared {
+                rate,
+                dropped: 0,
+                said: None,
+            }),
+            whole,
+        })
+    }
+
+    /// Whether a line may be logged that stands for so many. If not, they are counted.
+    fn take(&self, now: Instant, lines: u64) -> bool {
+        let mut shared = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = shared.rate.take(now);
+        if !may {
+            shared.dropped += lines;
+        }
+        let pause_is_over = |said| now.saturating_duration_since(said) >= LOG_PAUSE;
+        if shared.dropped > 0 && shared.said.is_none_or(pause_is_over) {
+            shared.said = Some(now);
+            self.say_dropped(&mut shared);
+        }
+        drop(shared);
+        if !may {
+            return false;
+        }
+        self.whole.as_ref().is_none_or(|all| all.take(now, lines))
+    }
+
+    fn say_dropped(&self, shared: &mut Shared) {
+        tracing::warn!(
+            dropped = shared.dropped,
+            "lines of output were dropped: {} together print more than {} a second",
+            self.of,
+            shared.rate.per_second,
+        );
+        shared.dropped = 0;
+    }
+}
+
+impl Drop for LogRate {
+    fn drop(&mut self) {
+        let mut shared = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.dropped > 0 {
+            self.say_dropped(&mut shared);
+        }
+    }
 }
 
 impl GuestLog {
     /// `stream` is its name in the log: `stdout` or `stderr`.
-    pub(super) fn new(connection: u64, stream: &'static str) -> GuestLog {
+    pub(super) fn new(connection: u64, stream: &'static str, all: &Arc<LogRate>) -> GuestLog {
         GuestLog(Arc::new(Mutex::new(Lines {
             connection,
             stream,
             pending: Vec::new(),
-            allowance: LOG_BURST_LINES,
-            refilled: Instant::now(),
+            last: Vec::new(),
+            rate: Rate::new(limits::LOG_BURST_LINES, limits::LOG_LINES_PER_SECOND),
+            all: Arc::clone(all),
             dropped: 0,
         })))
     }
@@ -48,62 +166,108 @@ impl GuestLog {
     fn lines(&self) -> MutexGuard<'_, Lines> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The last lines that were written, printable and on one line; none when there has been more
+    /// output than is logged.
+    pub(super) fn last_words(&self) -> String {
+        let lines = self.lines();
+        if lines.last.is_empty() || !lines.all.take(Instant::now(), 1) {
+            return String::new();
+        }
+        let mut last = lines.last.as_slice();
+        if last.len() > LAST_WORDS_BYTES {
+            // The first line is not whole, or may not be, if there is another.
+            last = &last[last.len() - LAST_WORDS_BYTES..];
+            let whole = memchr::memchr(b'\n', last).filter(|end| end + 1 < last.len());
+            last = whole.map_or(last, |end| &last[end + 1..]);
+        }
+        let text = String::from_utf8_lossy(last);
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.map(printable).collect::<Vec<_>>().join(" | ")
+    }
 }
 
 impl Lines {
+    /// What is dropped is only counted, so that a flood costs next to nothing.
     fn write(&mut self, bytes: &[u8]) {
-        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
-            let (text, ended) = match piece.strip_suffix(b"\n") {
-                Some(text) => (text, true),
-                None => (piece, false),
-            };
-            let room = LOG_LINE_BYTES - self.pending.len();
-            self.pending
-                .extend_from_slice(&text[..text.len().min(room)]);
-            if ended {
-                self.log_pending();
+        self.keep_last(bytes);
+        let now = Instant::now();
+        let mut rest = bytes;
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            if !self.rate.take(now) {
+                self.dropped += memchr::memchr_iter(b'\n', rest).count() as u64;
+                self.pending.clear();
+                let last = memchr::memrchr(b'\n', rest).unwrap_or(end);
+                rest = &rest[last + 1..];
+                break;
             }
+            self.append(&rest[..end]);
+            self.log_pending(now);
+            rest = &rest[end + 1..];
         }
+        self.append(rest);
     }
 
-    fn log_pending(&mut self) {
-        let now = Instant::now();
-        let earned = (now - self.refilled).as_secs_f64() * LOG_LINES_PER_SECOND;
-        self.allowance = (self.allowance + earned).min(LOG_BURST_LINES);
-        self.refilled = now;
-        if self.allowance < 1.0 {
-            self.dropped += 1;
-        } else {
-            self.allowance -= 1.0;
-            self.log_dropped();
+    fn append(&mut self, text: &[u8]) {
+        let room = LOG_LINE_BYTES - self.pending.len();
+        self.pending
+            .extend_from_slice(&text[..text.len().min(room)]);
+    }
+
+    /// Of what goes to standard error: there a failure is explained.
+    fn keep_last(&mut self, bytes: &[u8]) {
+        if self.stream != "stderr" {
+            return;
+        }
+        // One byte more shows that something stood before.
+        const KEPT: usize = LAST_WORDS_BYTES + 1;
+        let bytes = &bytes[bytes.len().saturating_sub(KEPT)..];
+        let excess = (self.last.len() + bytes.len()).saturating_sub(KEPT);
+        self.last.drain(..excess);
+        self.last.extend_from_slice(bytes);
+    }
+
+    fn log_pending(&mut self, now: Instant) {
+        self.log_dropped(now);
+        if self.all.take(now, 1) {
             let text = String::from_utf8_lossy(&self.pending);
             let text = printable(text.trim_end_matches('\r'));
-            tracing::info!(target: "guest", connection = self.connection, stream = self.stream, "{text}");
+            tracing::info!(
+                target: logging::GUEST,
+                connection = self.connection,
+                stream = self.stream,
+                "{text}"
+            );
         }
         self.pending.clear();
     }
 
-    fn log_dropped(&mut self) {
-        if self.dropped > 0 {
+    fn log_dropped(&mut self, now: Instant) {
+        if self.dropped > 0 && self.all.take(now, self.dropped) {
             tracing::warn!(
-                target: "guest",
                 connection = self.connection,
                 stream = self.stream,
                 dropped = self.dropped,
-                "lines of the guest's output were dropped: more than {LOG_LINES_PER_SECOND} a second",
+                "lines of the guest's output were dropped: more than {} a second",
+                self.rate.per_second,
             );
-            self.dropped = 0;
         }
+        self.dropped = 0;
     }
 }
 
 /// What the guest has not ended with a newline is logged when its connection ends.
 impl Drop for Lines {
     fn drop(&mut self) {
+        let now = Instant::now();
         if !self.pending.is_empty() {
-            self.log_pending();
+            if self.rate.take(now) {
+                self.log_pending(now);
+            } else {
+                self.dropped += 1;
+            }
         }
-        self.log_dropped();
+        self.log_dropped(now);
     }
 }
 
@@ -125,6 +289,11 @@ impl IsTerminal for GuestLog {
 
 impl OutputStream for GuestLog {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > WRITE_BYTES {
+            return Err(StreamError::trap(
+                "it wrote more at once than `check-write` allows",
+            ));
+        }
         self.lines().write(&bytes);
         Ok(())
     }
@@ -165,19 +334,59 @@ impl AsyncWrite for GuestLog {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn log(stream: &'static str, all: &Arc<LogRate>) -> GuestLog {
+        GuestLog::new(1, stream, all)
+    }
 
     #[test]
     fn a_line_is_cut_at_its_limit() {
-        let log = GuestLog::new(1, "stdout");
+        let log = log("stdout", &LogRate::of_process());
         log.lines().write(&[b'x'; 10 * LOG_LINE_BYTES]);
         assert_eq!(log.lines().pending.len(), LOG_LINE_BYTES);
     }
 
     #[test]
     fn a_flood_is_dropped_and_counted() {
-        let log = GuestLog::new(1, "stdout");
+        let log = log("stdout", &LogRate::of_process());
         log.lines().write(&b"x\n".repeat(100_000));
         assert!(log.lines().dropped > 90_000, "{}", log.lines().dropped);
+    }
+
+    #[test]
+    fn reconnecting_gives_no_right_to_print_more() {
+        let process = LogRate::of_process();
+        let versions = [(); 3].map(|()| LogRate::of_version(&process));
+        let now = Instant::now();
+        let logged = |version: &Arc<LogRate>| {
+            let lines = (0..10_000).filter(|_| version.take(now, 1));
+            lines.count()
+        };
+        // Of which the last one would have its 1 000, if it were alone.
+        assert_eq!(versions.each_ref().map(logged), [1000, 1000, 0]);
+        let later = now + Duration::from_secs(1);
+        let lines = (0..10_000).filter(|_| versions[2].take(later, 1));
+        assert_eq!(lines.count(), 100);
+    }
+
+    #[test]
+    fn the_last_words_are_whole_lines_and_bounded() {
+        let all = LogRate::of_process();
+        let stderr = log("stderr", &all);
+        assert_eq!(stderr.last_words(), "");
+        stderr.lines().write(b"Traceback:\n  it\x1b[2J failed");
+        stderr.lines().write(b" here\n");
+        assert_eq!(stderr.last_words(), "Traceback: | it\\u{1b}[2J failed here");
+        stderr.lines().write(&b"x".repeat(LAST_WORDS_BYTES - 4));
+        stderr.lines().write(b"\nlast");
+        assert_eq!(stderr.last_words(), "last");
+        stderr.lines().write(&b"y".repeat(10 * LAST_WORDS_BYTES));
+        assert_eq!(stderr.last_words(), "y".repeat(LAST_WORDS_BYTES));
+        let stdout = log("stdout", &all);
+        stdout.lines().write(b"no reason\n");
+        assert_eq!(stdout.last_words(), "");
     }
 }

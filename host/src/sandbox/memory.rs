@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use wasmtime::{ResourceLimiter, Result};
+use wasmtime::ResourceLimiter;
 
 use crate::budget::Budget;
 use crate::limits::{self, Limits};
 
-/// The memory of one instance. It remembers that the instance was refused some: a guest usually
+/// A place in a table is a pointer.
+const ELEMENT_BYTES: u64 = 8;
+
+/// The memory of one instance, its tables, and what Wasmtime keeps for it. It remembers that the instance was refused some: a guest usually
 /// aborts then, and its trap does not say why.
 pub(crate) struct Memory {
     limit_bytes: usize,
@@ -39,6 +42,21 @@ impl Memory {
             refused: None,
         }
     }
+
+    /// Takes this much more, if it may.
+    pub(crate) fn claim(&mut self, bytes: u64) -> Result<(), Refused> {
+        let limit_bytes = self.limit_bytes;
+        let refused = if self.held_bytes.saturating_add(bytes) > limit_bytes as u64 {
+            Refused::Own { limit_bytes }
+        } else if !self.budget.take(bytes) {
+            Refused::Total
+        } else {
+            self.held_bytes += bytes;
+            return Ok(());
+        };
+        self.refused = Some(refused);
+        Err(refused)
+    }
 }
 
 impl Drop for Memory {
@@ -48,22 +66,24 @@ impl Drop for Memory {
 }
 
 impl ResourceLimiter for Memory {
-    fn memory_growing(&mut self, now: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        let limit_bytes = self.limit_bytes;
+    fn memory_growing(
+        &mut self,
+        now: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let more = desired.saturating_sub(now) as u64;
-        if self.held_bytes + more > limit_bytes as u64 {
-            self.refused = Some(Refused::Own { limit_bytes });
-        } else if !self.budget.take(more) {
-            self.refused = Some(Refused::Total);
-        } else {
-            self.held_bytes += more;
-            return Ok(true);
-        }
-        Ok(false)
+        Ok(self.claim(more).is_ok())
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        Ok(desired <= limits::GUEST_TABLE_ELEMENTS)
+    fn table_growing(
+        &mut self,
+        now: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let more = desired.saturating_sub(now) as u64;
+        Ok(desired <= limits::GUEST_TABLE_ELEMENTS && self.claim(more * ELEMENT_BYTES).is_ok())
     }
 
     fn instances(&self) -> usize {

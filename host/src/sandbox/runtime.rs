@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
 };
 
 use super::compiler::Compiler;
 use super::compiler::child::Settings;
+use super::guest_log::LogRate;
 use super::ticker::Ticker;
 use super::wasi::{self, State};
 use super::{RejectedGuest, reason};
-use crate::bindings::LineServer;
 use crate::budget::Budget;
 use crate::capacity;
 use crate::limits::{self, Limits};
@@ -30,6 +30,7 @@ pub struct Runtime {
     pub(crate) ticker: Ticker,
     pub(crate) memory: Arc<Budget>,
     pub(crate) environment: Arc<[(String, String)]>,
+    pub(super) log: Arc<LogRate>,
     pub(crate) limits: Limits,
     connections: AtomicUsize,
 }
@@ -63,6 +64,7 @@ impl Runtime {
             })?,
             memory: Budget::new(limits.total_guest_memory_bytes),
             environment: environment.into(),
+            log: LogRate::of_process(),
             connections: AtomicUsize::new(limits.connections),
             compiler,
             engine,
@@ -124,6 +126,8 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     pool.total_memories(instances.saturating_mul(limits::GUEST_MEMORIES));
     pool.total_tables(instances.saturating_mul(limits::GUEST_TABLES));
     pool.max_core_instances_per_component(limits::GUEST_CORE_INSTANCES);
+    pool.max_component_instance_size(limits::GUEST_INSTANCE_BYTES);
+    pool.max_core_instance_size(limits::GUEST_INSTANCE_BYTES);
     pool.max_memories_per_component(limits::GUEST_MEMORIES);
     pool.max_tables_per_component(limits::GUEST_TABLES);
     pool.max_memories_per_module(limits::GUEST_MEMORIES);
@@ -146,7 +150,6 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasi::add_to_linker(&mut linker)?;
-    LineServer::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     Ok(linker)
 }
 

@@ -5,21 +5,23 @@
 //! There are no files, no sockets, no names, no arguments, and standard input is at its end.
 
 use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::Result;
-use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime::component::{HasData, HasSelf, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::bindings::io::poll as pollables;
 use wasmtime_wasi::p2::bindings::sync::io::poll;
 use wasmtime_wasi::runtime::in_tokio;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use crate::bindings::LineServer;
 use crate::bindings::airlock::line::connection;
 use crate::limits::{self, TICK};
 use crate::sandbox::Sandbox;
-use crate::sandbox::guest_log::GuestLog;
+use crate::sandbox::guest_log::{GuestLog, LogRate};
 use crate::sandbox::memory::Memory;
 use crate::sandbox::ticker::Ticks;
 use crate::server::Client;
@@ -30,6 +32,9 @@ pub(crate) struct State {
     environment: Arc<[(String, String)]>,
     /// Made when the guest first asks WASI for something; many never do.
     wasi: Option<WasiCtx>,
+    stderr: Option<GuestLog>,
+    /// What may be logged of this and all other instances.
+    log: Arc<LogRate>,
     table: ResourceTable,
     pub(crate) memory: Memory,
     ticks: Ticks,
@@ -37,8 +42,8 @@ pub(crate) struct State {
     deadline: u64,
 }
 
-/// A guest slept, or waited for something that does not come, until its call's time was over. Time
-/// that it computes for is checked by Wasmtime instead, and ends in a trap.
+/// A guest slept, waited for something that does not come, or called the host, until its call's time
+/// was over. Time that it computes for is checked by Wasmtime instead, and ends in a trap.
 #[derive(Debug, thiserror::Error)]
 #[error("the call's time is over")]
 pub(crate) struct CallTimedOut;
@@ -52,6 +57,8 @@ impl State {
             client,
             environment: Arc::clone(&runtime.environment),
             wasi: None,
+            stderr: None,
+            log: Arc::clone(&sandbox.log),
             table,
             memory: Memory::new(&runtime.limits, &runtime.memory),
             ticks: runtime.ticker.ticks(),
@@ -69,35 +76,81 @@ impl State {
         time(self.ticks.now())
     }
 
+    /// Fails when the call's time is over.
+    #[inline]
+    pub(crate) fn check_time(&self) -> Result<()> {
+        if self.ticks.now() < self.deadline {
+            Ok(())
+        } else {
+            Err(CallTimedOut.into())
+        }
+    }
+
+    /// Itself, for a function of the host; every one begins here. When the call's time is over, it
+    /// unwinds to [`caught`] instead: Wasmtime looks at its clock where a function of the guest or a
+    /// loop begins, so calls of the host one after the other would go on. There is no other way to
+    /// fail here, and Wasmtime carries an unwinding out of the guest. (A call hook could fail, and
+    /// costs each line 7 % more instructions.)
+    fn in_time(&mut self) -> &mut State {
+        if self.check_time().is_err() {
+            panic::resume_unwind(Box::new(CallTimedOut));
+        }
+        self
+    }
+
+    /// What the guest wrote last to its standard error, if that may still be logged.
+    pub(crate) fn last_words(&self) -> String {
+        let stderr = self.stderr.as_ref();
+        stderr.map(GuestLog::last_words).unwrap_or_default()
+    }
+
     fn time_left(&self) -> Duration {
         time(self.deadline.saturating_sub(self.ticks.now()))
     }
+}
+
+/// Runs a call, and takes what [`State::in_time`] throws for the error that it is.
+pub(crate) fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    // Whatever ends by unwinding is not used again.
+    panic::catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|thrown| {
+        match thrown.downcast::<CallTimedOut>() {
+            Ok(timed_out) => Err((*timed_out).into()),
+            Err(bug) => panic::resume_unwind(bug),
+        }
+    })
 }
 
 fn time(ticks: u64) -> Duration {
     Duration::from_nanos(ticks.saturating_mul(TICK.as_nanos() as u64))
 }
 
-/// Links everything of WASI 0.2, with waiting replaced by waiting for a bounded time.
+/// Links all that a guest may import: the world in `wit/`, and everything of WASI 0.2, with waiting
+/// replaced by waiting for a bounded time.
 pub(crate) fn add_to_linker(linker: &mut Linker<State>) -> Result<()> {
     wasmtime_wasi::p2::add_to_linker_sync(linker)?;
     linker.allow_shadowing(true);
-    poll::add_to_linker::<State, HasBoundedPoll>(linker, |state| BoundedPoll {
-        time_left: state.time_left(),
-        table: &mut state.table,
+    poll::add_to_linker::<State, HasBoundedPoll>(linker, |state| {
+        let state = state.in_time();
+        BoundedPoll {
+            time_left: state.time_left(),
+            table: &mut state.table,
+        }
     })?;
     linker.allow_shadowing(false);
+    LineServer::add_to_linker::<State, HasSelf<State>>(linker, State::in_time)?;
     Ok(())
 }
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let id = self.client.id;
-        let ctx = self.wasi.get_or_insert_with(|| {
+        let state = self.in_time();
+        let ctx = state.wasi.get_or_insert_with(|| {
+            let log = |stream| GuestLog::new(state.client.id, stream, &state.log);
+            let stderr = state.stderr.insert(log("stderr"));
             WasiCtx::builder()
-                .envs(&self.environment)
-                .stdout(GuestLog::new(id, "stdout"))
-                .stderr(GuestLog::new(id, "stderr"))
+                .envs(&state.environment)
+                .stdout(log("stdout"))
+                .stderr(stderr.clone())
                 // Every address would be denied, but a socket that nobody uses is a descriptor.
                 .allow_tcp(false)
                 .allow_udp(false)
@@ -107,7 +160,7 @@ impl WasiView for State {
         });
         WasiCtxView {
             ctx,
-            table: &mut self.table,
+            table: &mut state.table,
         }
     }
 }

@@ -24,6 +24,9 @@ use bindings::exports::airlock::line::handler::{Guest, Outcome};
 /// Kept from one line to the next; another connection must never see it.
 static SECRET: Mutex<String> = Mutex::new(String::new());
 
+/// What the server says of a connection.
+const FORGED: &str = "closed connection=7 peer=192.0.2.1:7 reason=the guest closed";
+
 struct Hostile;
 
 impl Guest for Hostile {
@@ -98,6 +101,11 @@ fn perform(attack: &str) -> String {
             println!("flood");
             eprintln!("flood");
         },
+        "forge" => {
+            println!("{FORGED}");
+            eprintln!("\u{2028}\u{202e}INFO {FORGED}");
+            "forged".to_owned()
+        }
         "shout" => {
             for number in 0..1000 {
                 println!("line {number}");
