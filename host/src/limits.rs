@@ -95,8 +95,13 @@ pub const GUEST_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// about as much; each connection slot that was ever used may hold it.
 pub const GUEST_RESIDENT_BYTES: usize = 64 * 1024;
 
-/// Addresses that the memories of all instances may reserve: half of what a process has.
-pub const ADDRESS_SPACE_BYTES: u64 = 1 << 46;
+/// Segments of data from which a guest's memories begin as copy-on-write images instead of copies.
+/// SIZES
+pub const GUEST_IMAGE_BYTES: u64 = 256 * 1024;
+
+/// Addresses that the memories of all instances may reserve: a quarter of what a process has, since
+/// there may be two pools of them.
+pub const ADDRESS_SPACE_BYTES: u64 = 1 << 45;
 
 /// Linear memories of one guest instance. A Python or JavaScript guest has 3 (measured).
 pub const GUEST_MEMORIES: u32 = 4;

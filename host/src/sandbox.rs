@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use wasmparser::{Parser, Payload};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Engine, Store};
@@ -30,6 +31,7 @@ pub use compiler::Compiler;
 use compiler::child::Settings;
 use guest_log::LogRate;
 pub use memory::Refused;
+pub(crate) use runtime::Machine;
 pub use runtime::Runtime;
 pub(crate) use runtime::{MEMORY_GUARD_BYTES, ticks};
 pub(crate) use wasi::{CallTimedOut, State, caught};
@@ -41,6 +43,7 @@ pub struct Sandbox {
     /// Not every guest takes many lines at once.
     batch: Option<BatchIndices>,
     pub(crate) runtime: Arc<Runtime>,
+    pub(crate) machine: Arc<Machine>,
     /// Linear memories of an instance.
     memories: u32,
     /// What an instance takes besides its memories and tables.
@@ -132,36 +135,35 @@ impl Sandbox {
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
+        let machine = runtime.machine_for(image_bytes(component))?;
         let instance_bytes = instance_size::bytes(component);
-        let component = runtime.compiler.compile(
-            &runtime.engine,
-            runtime::settings(&runtime.limits),
-            &runtime.limits,
-            component,
-            wanted,
-        )?;
-        Sandbox::link(runtime, &component, instance_bytes)
+        let component = runtime
+            .compiler
+            .compile(&machine, &runtime.limits, component, wanted)?;
+        Sandbox::link(runtime, machine, &component, instance_bytes)
     }
 
     /// The second half of that.
     pub(crate) fn link(
         runtime: &Arc<Runtime>,
+        machine: Arc<Machine>,
         component: &Component,
         instance_bytes: u64,
     ) -> Result<Sandbox, RejectedGuest> {
         let needed = component.resources_required();
         let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
-        let pre = runtime
+        let pre = machine
             .linker
             .instantiate_pre(component)
             .map_err(reason(RejectedGuest::Imports))?;
-        signature::check(&runtime.engine, &component.component_type())?;
+        signature::check(&machine.engine, &component.component_type())?;
         let handler = LineServerIndices::new(&pre).map_err(reason(RejectedGuest::Exports))?;
         Ok(Sandbox {
             handler,
             batch: BatchIndices::new(&pre).ok(),
             pre,
             runtime: Arc::clone(runtime),
+            machine,
             memories,
             instance_bytes,
             log: LogRate::of_version(&runtime.log),
@@ -189,13 +191,13 @@ impl Sandbox {
     /// The names of what it imports.
     pub fn imports(&self) -> Vec<String> {
         let component = self.pre.component().component_type();
-        let imports = component.imports(&self.runtime.engine);
+        let imports = component.imports(&self.machine.engine);
         imports.map(|(name, _)| name.to_owned()).collect()
     }
 
     /// The names of what it exports: the functions of its interfaces.
     pub fn exports(&self) -> Vec<String> {
-        let engine = &self.runtime.engine;
+        let engine = &self.machine.engine;
         let component = self.pre.component().component_type();
         let mut names = Vec::new();
         for (name, item) in component.exports(engine) {
@@ -211,6 +213,17 @@ impl Sandbox {
         }
         names
     }
+}
+
+/// How many bytes the linear memories of a component begin with: its segments of data.
+fn image_bytes(component: &[u8]) -> u64 {
+    let sections = Parser::new(0).parse_all(component);
+    // What is no component has none, and is refused by others.
+    let sections = sections.map_while(Result::ok).map(|section| match section {
+        Payload::DataSection(segments) => segments.range().len() as u64,
+        _ => 0,
+    });
+    sections.sum()
 }
 
 /// Wasmtime refuses a component with too large a memory in words that name none of our options;

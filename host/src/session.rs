@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
     /// The guest failed while it was initialised.
     pub fn start(sandbox: &'a Sandbox, client: Client) -> Result<Session<'a>, GuestError> {
         let limits = &sandbox.runtime.limits;
-        let mut store = Store::new(&sandbox.runtime.engine, State::new(sandbox, client));
+        let mut store = Store::new(&sandbox.machine.engine, State::new(sandbox, client));
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(limits::GUEST_HANDLES);
         store.set_hostcall_fuel(most_bytes(limits));
@@ -476,8 +476,9 @@ mod tests {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
         let runtime = Runtime::new(Vec::new(), LIMITS.clone(), compiler).expect("a runtime");
-        let component = Component::from_binary(&runtime.engine, component).expect("a component");
-        Sandbox::link(&runtime, &component, 0).expect("a guest")
+        let machine = runtime.machine_for(0).expect("an engine");
+        let component = Component::from_binary(&machine.engine, component).expect("a component");
+        Sandbox::link(&runtime, machine, &component, 0).expect("a guest")
     }
 
     /// Wasmtime's own clock stands still here: it is looked at where a function of the guest begins,

@@ -30,7 +30,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_internal_cache::{Cache, CacheConfig, ModuleCacheEntry};
 
-use super::RejectedGuest;
+use super::{Machine, RejectedGuest};
 use crate::limits::{COMPILE_THREADS, COMPILED_BYTES, Limits};
 use child::Settings;
 
@@ -72,20 +72,22 @@ impl Compiler {
         Compiler::new("/proc/self/exe", anew)
     }
 
-    /// A component that has been compiled for `engine`, now or earlier. It is given up when it is no
+    /// A component that has been compiled for `machine`, now or earlier. It is given up when it is no
     /// longer `wanted`, which is asked all the time.
     pub(super) fn compile(
         &self,
-        engine: &Engine,
-        settings: Settings,
+        machine: &Machine,
         limits: &Limits,
         component: &[u8],
         wanted: &dyn Fn() -> bool,
     ) -> Result<Component, RejectedGuest> {
+        let Machine {
+            engine, settings, ..
+        } = machine;
         let anew = || {
-            let compiled = Compilation::run(&self.program, settings, limits, component, wanted)?;
+            let compiled = Compilation::run(&self.program, *settings, limits, component, wanted)?;
             load(engine, &compiled)
-                .map_err(|error| super::why_too_large(settings, limits, &compiled, &error))
+                .map_err(|error| super::why_too_large(*settings, limits, &compiled, &error))
         };
         let key = Key {
             engine,

@@ -2,9 +2,11 @@
 //!
 //! They share one engine, because the pool of memories belongs to an engine: a pool for each
 //! version would multiply what a server reserves, and its memory mappings, which the kernel bounds.
+//! (Or two: guests that start from a large image have one of their own, since whether memories
+//! begin as images is a setting of the engine.)
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use wasmtime::component::Linker;
@@ -22,17 +24,25 @@ use crate::budget::Budget;
 use crate::capacity;
 use crate::limits::{self, Limits};
 
-/// The engine, what guests may ask for, the clock of calls, and the memory that all may take.
+/// What guests may take, and the machines that they run on.
 pub struct Runtime {
-    pub(crate) engine: Engine,
-    pub(super) linker: Linker<State>,
+    machine: Arc<Machine>,
+    /// For guests that start from a large image; made with the first of them.
+    machine_with_images: Mutex<Option<Arc<Machine>>>,
     pub(super) compiler: Compiler,
-    pub(crate) ticker: Ticker,
     pub(crate) memory: Arc<Budget>,
     pub(crate) environment: Arc<[(String, String)]>,
     pub(super) log: Arc<LogRate>,
     pub(crate) limits: Limits,
     connections: AtomicUsize,
+}
+
+/// An engine with its pool, what guests may ask for, and the clock of calls.
+pub(crate) struct Machine {
+    pub(crate) engine: Engine,
+    pub(super) settings: Settings,
+    pub(super) linker: Linker<State>,
+    pub(super) ticker: Ticker,
 }
 
 /// What lies between the memories of two instances: Wasmtime's 32 MiB and five pages. A processor
@@ -51,25 +61,34 @@ impl Runtime {
         limits: Limits,
         compiler: Compiler,
     ) -> Result<Arc<Runtime>, RejectedGuest> {
-        let mut config = config(settings(&limits));
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&limits)));
-        let engine = Engine::new(&config).map_err(reason(RejectedGuest::Engine))?;
+        let machine = Machine::new(&limits, false)?;
         // Its threads have to start now: when there is no room for them later, every sleep of every
         // guest would fail for good.
         wasmtime_wasi::runtime::with_ambient_tokio_runtime(|| ());
         Ok(Arc::new(Runtime {
-            linker: linker(&engine).map_err(reason(RejectedGuest::Engine))?,
-            ticker: Ticker::start(&engine).map_err(|error| {
-                RejectedGuest::Engine(format!("no thread for the clock of calls: {error}"))
-            })?,
+            machine: Arc::new(machine),
+            machine_with_images: Mutex::default(),
             memory: Budget::new(limits.total_guest_memory_bytes),
             environment: environment.into(),
             log: LogRate::of_process(),
             connections: AtomicUsize::new(limits.connections),
             compiler,
-            engine,
             limits,
         }))
+    }
+
+    /// The machine for a guest whose memories begin with this many bytes that are not zero.
+    pub(crate) fn machine_for(&self, image_bytes: u64) -> Result<Arc<Machine>, RejectedGuest> {
+        if image_bytes < limits::GUEST_IMAGE_BYTES {
+            return Ok(Arc::clone(&self.machine));
+        }
+        let with_images = self.machine_with_images.lock();
+        let mut with_images = with_images.unwrap_or_else(PoisonError::into_inner);
+        let machine = match with_images.take() {
+            Some(machine) => machine,
+            None => Arc::new(Machine::new(&self.limits, true)?),
+        };
+        Ok(Arc::clone(with_images.insert(machine)))
     }
 
     /// How many connections there may be. It can fall when a new version needs more for each, and
@@ -92,10 +111,23 @@ impl Runtime {
     }
 }
 
-/// What of the limits is compiled in.
-pub(super) fn settings(limits: &Limits) -> Settings {
-    Settings {
-        guest_memory_bytes: limits.guest_memory_bytes,
+impl Machine {
+    fn new(limits: &Limits, images: bool) -> Result<Machine, RejectedGuest> {
+        let settings = Settings {
+            guest_memory_bytes: limits.guest_memory_bytes,
+            images,
+        };
+        let mut config = config(settings);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
+        let engine = Engine::new(&config).map_err(reason(RejectedGuest::Engine))?;
+        Ok(Machine {
+            linker: linker(&engine).map_err(reason(RejectedGuest::Engine))?,
+            ticker: Ticker::start(&engine).map_err(|error| {
+                RejectedGuest::Engine(format!("no thread for the clock of calls: {error}"))
+            })?,
+            engine,
+            settings,
+        })
     }
 }
 
@@ -110,8 +142,9 @@ pub(super) fn config(settings: Settings) -> Config {
     config.memory_reservation(settings.guest_memory_bytes as u64);
     config.memory_may_move(false);
     config.memory_guard_size(MEMORY_GUARD_BYTES);
-    // Fewer mappings for each connection, and faster than mapping the image anew.
-    config.memory_init_cow(false);
+    // Mapping an image takes more mappings for each connection, and longer than copying, unless it
+    // is large.
+    config.memory_init_cow(settings.images);
     config.cranelift_opt_level(OptLevel::Speed);
     config
 }

@@ -61,7 +61,7 @@ impl State {
             log: Arc::clone(&sandbox.log),
             table,
             memory: Memory::new(&runtime.limits, &runtime.memory),
-            ticks: runtime.ticker.ticks(),
+            ticks: sandbox.machine.ticker.ticks(),
             deadline: 0,
         }
     }

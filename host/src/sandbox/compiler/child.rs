@@ -32,6 +32,9 @@ pub struct Settings {
     /// `--guest-memory`.
     #[arg(long)]
     pub(in crate::sandbox) guest_memory_bytes: usize,
+    /// Memories begin as copy-on-write images.
+    #[arg(long)]
+    pub(in crate::sandbox) images: bool,
 }
 
 impl Settings {
@@ -39,12 +42,16 @@ impl Settings {
     pub(super) fn arguments(self, limits: &Limits) -> Vec<String> {
         let processor_time = limits.compile_time * COMPILE_THREADS;
         let processor_seconds = processor_time.as_secs() + 1;
-        vec![
+        let mut arguments = vec![
             "compile".to_owned(),
             format!("--guest-memory-bytes={}", self.guest_memory_bytes),
             format!("--memory-bytes={}", limits.compile_memory_bytes),
             format!("--processor-seconds={processor_seconds}"),
-        ]
+        ];
+        if self.images {
+            arguments.push("--images".to_owned());
+        }
+        arguments
     }
 }
 
