@@ -106,7 +106,7 @@ fn a_reply_of_several_lines_has_the_ending_of_the_line_it_answers() {
     let guest = format!("--guest={}", file.display());
     let records = folder.path().join("records");
     let record = format!("--record={}", records.display());
-    let server = Server::start(&[&guest, &record]);
+    let mut server = Server::start(&[&guest, &record]);
     let mut client = server.connect();
     client.send("a\nb\r\nc");
     client.finish();
@@ -115,7 +115,8 @@ fn a_reply_of_several_lines_has_the_ending_of_the_line_it_answers() {
         "one\ntwo\0\rthree\none\r\ntwo\0\rthree\r\none\r\ntwo\0\rthree\r\n"
     );
     // As it was said it is written down, and can be played.
-    server.logged(&["closed", "connection=1 "]);
+    server.signal("TERM");
+    server.ended();
     let recorded = fs::read_dir(&records).unwrap().next().unwrap();
     let recorded = recorded.unwrap().path();
     let text = fs::read_to_string(&recorded).unwrap();

@@ -229,6 +229,13 @@ pub const RECORDING_BYTES: u64 = 1024 * 1024;
 /// the disk.
 pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
 
+/// Bytes of recorded conversations that wait for the disk: a second of a busy server. What does not
+/// fit ends its recording. Protects clients, and the server's memory, from a slow disk.
+pub const RECORDING_QUEUE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// How long the end of the server waits for the disk to take the rest of the recordings.
+pub const RECORDING_END_TIME: Duration = Duration::from_secs(5);
+
 /// How long each process of a takeover waits for the next word of the other, a byte, before it takes
 /// it for stopped.
 pub const TAKEOVER_TIME: Duration = Duration::from_secs(5);

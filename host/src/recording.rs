@@ -6,19 +6,26 @@
 //!
 //! [`transcript`]: crate::transcript
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+mod disk;
+
+use std::fmt::Display;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::budget::Budget;
-use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES};
+use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES, RECORDING_QUEUE_BYTES};
 use crate::logging::Recurring;
 use crate::server::Client;
-use crate::transcript::Capped;
+use crate::transcript::{CUT, Capped};
 use crate::versions::Version;
+
+pub use disk::Disk;
+use disk::Queue;
 
 /// What a small file takes on most file systems.
 const BLOCK_BYTES: u64 = 4096;
@@ -29,27 +36,31 @@ pub struct Recordings {
     /// What no other process, and no earlier one, calls its files.
     prefix: String,
     bytes_left: Arc<Budget>,
+    queue: Queue,
 }
 
 /// One connection's file.
-pub type Recording = Capped<Accounted>;
+pub type Recording = Capped<Queued>;
 
 impl Recordings {
-    /// Makes the folder if there is none.
+    /// Makes the folder if there is none, and starts the thread that writes; what is recorded has been
+    /// written when that is dropped.
     ///
     /// # Errors
     /// The folder cannot be made, or not be written to.
-    pub fn new(folder: PathBuf) -> io::Result<Recordings> {
+    pub fn new(folder: PathBuf) -> io::Result<(Recordings, Disk)> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&folder)?;
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let prefix = format!("{}-{}", now.replace([':', '-'], ""), std::process::id());
+        let disk = Disk::start()?;
         let recordings = Recordings {
             folder,
             prefix,
             bytes_left: Budget::new(ALL_RECORDINGS_BYTES),
+            queue: disk.queue(),
         };
         // Better said at the start than at the first connection.
         let attempt = recordings
@@ -57,10 +68,10 @@ impl Recordings {
             .join(format!("{}.attempt", recordings.prefix));
         File::create_new(&attempt)?;
         fs::remove_file(attempt)?;
-        Ok(recordings)
+        Ok((recordings, disk))
     }
 
-    /// A file for this connection, if there may be one more.
+    /// A file for this connection, if there may be one more. Whether it can be written shows later.
     pub(crate) fn begin(&self, client: Client, version: &Version) -> Option<Recording> {
         let id = client.id;
         if !take(&self.bytes_left, BLOCK_BYTES) {
@@ -69,59 +80,62 @@ impl Recordings {
         let path = self.folder.join(format!("{}-{id:08}.conv", self.prefix));
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         let (peer, local) = (client.peer, client.local);
-        let header = format!(
+        let head = format!(
             "# {now} connection {id} from {peer} to {local}\n# guest version {} sha256 {}\n",
             version.number, version.digest
         );
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path);
-        let mut file = match file {
-            Ok(file) => Accounted {
-                file,
-                bytes: 0,
-                bytes_paid: BLOCK_BYTES,
-                all_left: Arc::clone(&self.bytes_left),
-            },
-            Err(error) => {
-                self.bytes_left.give_back(BLOCK_BYTES);
-                cannot_record(&error);
-                return None;
-            }
+        let recording = Queued {
+            number: id,
+            queue: self.queue.clone(),
+            // What may be said at its end is paid for.
+            bytes: (head.len() + CUT.len()) as u64,
+            bytes_paid: BLOCK_BYTES,
+            all_left: Arc::clone(&self.bytes_left),
+            failed: Arc::default(),
+            cut: false,
         };
-        if file.write_all(header.as_bytes()).is_err() {
-            // Better none than an empty one.
-            let _ = fs::remove_file(path);
+        let failed = Arc::clone(&recording.failed);
+        if !self.queue.begin(id, path, head, failed) {
+            self.bytes_left.give_back(BLOCK_BYTES);
+            disk_is_slow();
             return None;
         }
-        Some(Capped::new(file, RECORDING_BYTES))
+        Some(Capped::new(recording, RECORDING_BYTES))
     }
 }
 
-/// A file whose bytes count against those of all.
-pub struct Accounted {
-    file: File,
+/// A file on its way to the disk, whose bytes count against those of all.
+pub struct Queued {
+    /// The connection's.
+    number: u64,
+    queue: Queue,
     bytes: u64,
     /// Counted against all.
     bytes_paid: u64,
     all_left: Arc<Budget>,
+    /// It can no longer be written.
+    failed: Arc<AtomicBool>,
+    /// It ends before its conversation does.
+    cut: bool,
 }
 
-impl Write for Accounted {
+impl Write for Queued {
     /// All of them or none: a conversation that is cut in the middle of a line is none.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let after = self.bytes + bytes.len() as u64;
         let unpaid = after.saturating_sub(self.bytes_paid);
         if unpaid > 0 && !take(&self.all_left, unpaid) {
+            self.cut = true;
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         self.bytes_paid += unpaid;
-        if let Err(error) = self.file.write_all(bytes) {
-            let _ = self.file.set_len(self.bytes);
-            cannot_record(&error);
-            return Err(error);
+        if !self.queue.append(self.number, bytes) {
+            disk_is_slow();
+            self.cut = true;
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         self.bytes = after;
         Ok(bytes.len())
@@ -132,8 +146,20 @@ impl Write for Accounted {
     }
 }
 
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.queue.end(self.number, self.cut);
+    }
+}
+
+fn disk_is_slow() {
+    cannot_record(&format_args!(
+        "the disk is too slow, {RECORDING_QUEUE_BYTES} bytes wait for it"
+    ));
+}
+
 /// The reason is the same for every connection, a full disk for instance: said once in a while.
-fn cannot_record(error: &io::Error) {
+fn cannot_record(error: &dyn Display) {
     static SAID: Mutex<Recurring> = Mutex::new(Recurring::new());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.again().is_some() {

@@ -23,6 +23,9 @@ use crate::limits::SCRIPT_BYTES;
 
 const CLOSE: &str = "<close";
 
+/// Stands at the end of what is not complete.
+pub(crate) const CUT: &str = "# the rest is not recorded\n";
+
 /// One line of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line<'a> {
@@ -261,7 +264,7 @@ impl<W: Write> Write for Capped<W> {
     /// Whole exchanges or nothing.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(left) = self.bytes_left.checked_sub(bytes.len() as u64) else {
-            self.output.write_all(b"# the rest is not recorded\n")?;
+            self.output.write_all(CUT.as_bytes())?;
             return Err(io::ErrorKind::FileTooLarge.into());
         };
         self.bytes_left = left;

@@ -1,6 +1,7 @@
 //! Faults of the machine around the server.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -210,4 +211,122 @@ fn noise_in_the_guests_folder_takes_no_processor() {
     {
         noise(Duration::from_millis(10));
     }
+}
+
+/// The thread that writes a server's recordings, stopped where it is, as if its disk were stuck.
+struct Stuck(libc::pid_t);
+
+impl Stuck {
+    fn stop(server: &Server) -> Stuck {
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap();
+        let mut tasks = tasks.map(|task| task.unwrap().path());
+        let is_writer = |task: &std::path::PathBuf| {
+            fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "recordings")
+        };
+        let task = tasks.find(is_writer).unwrap();
+        let thread = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        assert!(ptrace(libc::PTRACE_SEIZE, thread));
+        assert!(ptrace(libc::PTRACE_INTERRUPT, thread));
+        let stat = task.join("stat");
+        eventually("the thread has stopped", || {
+            fs::read_to_string(&stat).unwrap().contains(") t ")
+        });
+        Stuck(thread)
+    }
+
+    /// Whether it has ended, as a part of its process.
+    #[expect(
+        unsafe_code,
+        reason = "there is no safe interface to waitpid for a thread"
+    )]
+    fn has_ended(&self) -> bool {
+        let mut status = 0;
+        let options = libc::__WALL | libc::WNOHANG;
+        // SAFETY: the status is an int.
+        let changed = unsafe { libc::waitpid(self.0, &raw mut status, options) };
+        changed == self.0 && (libc::WIFEXITED(status) || libc::WIFSIGNALED(status))
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        // It goes on, or has ended.
+        let _ = ptrace(libc::PTRACE_DETACH, self.0);
+    }
+}
+
+#[expect(unsafe_code, reason = "there is no safe interface to ptrace")]
+fn ptrace(request: libc::c_uint, thread: libc::pid_t) -> bool {
+    // SAFETY: none of these requests touches memory of this process.
+    let result = unsafe { libc::ptrace(request, thread, 0, 0) };
+    result == 0
+}
+
+/// Has 50 MB of conversations recorded, more than there is room for in the queue.
+fn talk_at_length(server: &Server) {
+    let name = "x".repeat(60_000);
+    for _ in 0..60 {
+        let mut client = server.greeted();
+        for _ in 0..7 {
+            assert_eq!(client.ask(&name).len(), name.len() + "Hello, !".len());
+        }
+    }
+}
+
+fn recorded(folder: &Path) -> Vec<String> {
+    let files = fs::read_dir(folder).unwrap();
+    files
+        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_stuck_disk_ends_recordings_and_makes_no_client_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&["--record", folder.path().to_str().unwrap()]);
+    let mut client = server.greeted();
+    client.ask("Ada");
+    let before_kib = server.resident_kib();
+    let stuck = Stuck::stop(&server);
+    talk_at_length(&server);
+    server.logged(&["not recorded, or not to its end: the disk is too slow"]);
+    assert_eq!(client.ask("Grace"), "Hello, Grace!");
+    let grown_kib = server.resident_kib() - before_kib;
+    assert!(grown_kib < 48 * 1024, "{grown_kib} KiB more");
+
+    drop(stuck);
+    // The conversation in which the queue became full says so, and all are whole.
+    eventually("it is written down", || {
+        let recorded = recorded(folder.path());
+        recorded.len() > 10
+            && recorded
+                .iter()
+                .any(|text| text.ends_with("# the rest is not recorded\n"))
+    });
+    for text in recorded(folder.path()) {
+        assert!(text.ends_with('\n'));
+        assert!(!text.lines().last().unwrap().starts_with('>'));
+    }
+    let mut client = server.greeted();
+    client.send("exit\n");
+    client.rest();
+    eventually("recording has gone on", || {
+        recorded(folder.path())
+            .iter()
+            .any(|text| text.ends_with("> exit\n<close\n"))
+    });
+}
+
+#[test]
+fn a_stuck_disk_does_not_hold_up_the_end_of_the_server_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&["--record", folder.path().to_str().unwrap()]);
+    let mut client = server.greeted();
+    let stuck = Stuck::stop(&server);
+    assert_eq!(client.ask("Ada"), "Hello, Ada!");
+    server.signal("TERM");
+    assert_eq!(client.rest(), "error: server is shutting down\n");
+    server.logged(&["the end of the recordings is lost"]);
+    eventually("it ends", || stuck.has_ended());
+    assert_eq!(server.ended().code(), Some(0));
 }

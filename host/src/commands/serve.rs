@@ -48,11 +48,13 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     })?;
     let versions = Arc::new(Versions::new(passed.sandbox, guest.digest));
     drop(guest.bytes);
-    let recordings = match options.record.clone() {
-        None => None,
+    // The disk is the thread that writes them; it ends after the server.
+    let (recordings, _disk) = match options.record.clone() {
+        None => (None, None),
         Some(folder) => {
             let cannot = format!("cannot record into `{}`", folder.display());
-            Some(Recordings::new(folder).context(cannot)?)
+            let (recordings, disk) = Recordings::new(folder).context(cannot)?;
+            (Some(recordings), Some(disk))
         }
     };
 
