@@ -17,6 +17,7 @@ use crate::canary::Share;
 use crate::capacity::Capacity;
 use crate::framing::Framing;
 use crate::limits::{self, Limits};
+use crate::listener::MOST_BACKLOG;
 use crate::logging::LogFormat;
 
 use crate::sandbox::compiler::child::Compile;
@@ -158,15 +159,10 @@ pub struct Serve {
     #[arg(default_value = "127.0.0.1:9999", value_parser = address)]
     pub listen: SocketAddr,
 
-    /// Connections the kernel completes ahead of time
-    #[arg(
-        long,
-        env = "AIRLOCK_BACKLOG",
-        value_name = "N",
-        default_value_t = 1024
-    )]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    pub backlog: u16,
+    /// Connections the kernel completes ahead of time [default: as many as it allows]
+    #[arg(long, env = "AIRLOCK_BACKLOG", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_BACKLOG)))]
+    pub backlog: Option<u32>,
 
     /// The component to serve [default: the built-in greeter]
     #[arg(long, env = "AIRLOCK_GUEST", value_name = "FILE.wasm")]

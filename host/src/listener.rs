@@ -7,17 +7,20 @@ use std::net::{SocketAddr, TcpListener};
 use listenfd::ListenFd;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+/// What the kernel makes of this is the most it allows, the sysctl `net.core.somaxconn`.
+pub const MOST_BACKLOG: u32 = i32::MAX.cast_unsigned();
+
 /// Binds a socket of our own. `backlog` is how many connections the kernel completes ahead of time;
 /// with `reuse_port` other processes may listen on the same address, and the kernel gives each a
 /// part of the connections.
 ///
 /// # Errors
 /// A sentence that says what to do about it.
-pub fn bind(address: SocketAddr, backlog: u16, reuse_port: bool) -> Result<TcpListener, String> {
+pub fn bind(address: SocketAddr, backlog: u32, reuse_port: bool) -> Result<TcpListener, String> {
     try_bind(address, backlog, reuse_port).map_err(|error| advice(address, &error))
 }
 
-fn try_bind(address: SocketAddr, backlog: u16, reuse_port: bool) -> io::Result<TcpListener> {
+fn try_bind(address: SocketAddr, backlog: u32, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -27,7 +30,7 @@ fn try_bind(address: SocketAddr, backlog: u16, reuse_port: bool) -> io::Result<T
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     socket.bind(&address.into())?;
-    socket.listen(i32::from(backlog))?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
 }
 

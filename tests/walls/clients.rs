@@ -71,6 +71,28 @@ fn a_flood_over_the_cap_is_turned_away_and_the_connected_are_served() {
 }
 
 #[test]
+fn as_many_clients_as_the_kernel_allows_come_back_at_once() {
+    // More than a usual default, and no more than there are descriptors.
+    const MOST: usize = 3000;
+    let allowed = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let count = MOST.min(allowed.trim().parse().unwrap());
+    airlock::capacity::claim(1);
+    let server = Server::start(&["-q"]);
+    // Nobody accepts; the kernel answers for those who have room in its queue.
+    server.signal("STOP");
+    let clients: Vec<_> = (0..count)
+        .map(|_| TcpStream::connect_timeout(&server.address, PATIENCE).unwrap())
+        .collect();
+    server.signal("CONT");
+    for mut client in clients {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut greeting = [0; 9];
+        client.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"Welcome!\n");
+    }
+}
+
+#[test]
 fn one_address_has_no_more_than_its_share() {
     let server = Server::start(&["--max-connections-per-ip=2"]);
     let from = |last: u8| {

@@ -16,7 +16,7 @@ use crate::listener;
 use crate::socket::Socket;
 
 /// As many as Airlock's.
-const BACKLOG: u16 = 1024;
+const BACKLOG: u32 = listener::MOST_BACKLOG;
 
 /// The default ones. Nothing here asks for those that are given: how many connections there may be,
 /// and memory for guests.

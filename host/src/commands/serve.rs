@@ -117,7 +117,7 @@ fn own_listener(options: &Serve, from_systemd: Option<TcpListener>) -> Result<Tc
         Some(listener) => Ok(listener),
         None => listener::bind(
             options.listen,
-            options.backlog,
+            options.backlog.unwrap_or(listener::MOST_BACKLOG),
             options.lifecycle.reuse_port,
         )
         .map_err(|error| anyhow!(error)),
