@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -44,6 +45,10 @@ const ARENA_ADDRESSES: u64 = 64 << 20;
 /// Threads of other processes that share the machine's limits.
 const SPARE_THREADS: u64 = 1024;
 
+/// Threads and processes of the control group that serve no connection: this process's own, and the
+/// one that compiles guests.
+const SPARE_GROUP_THREADS: u64 = 64;
+
 /// More threads than this on one machine is a configuration error rather than a server.
 const MOST: u64 = 65_536;
 
@@ -68,37 +73,48 @@ pub struct Capacity {
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
 pub fn claim(files: u64) -> Capacity {
-    let all_mappings = kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS);
-    let bounds = [
-        (
-            raise_open_files() / files,
-            "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
-        ),
-        (all_mappings / mappings(1), "the sysctl `vm.max_map_count`"),
-        (
-            kernel("kernel/threads-max").saturating_sub(SPARE_THREADS),
-            "the sysctl `kernel.threads-max`",
-        ),
-        (
-            kernel("kernel/pid_max").saturating_sub(SPARE_THREADS),
-            "the sysctl `kernel.pid_max`",
-        ),
-        (MOST, "Airlock itself: a thread per connection"),
-    ];
-    let (connections, bound) = bounds
-        .into_iter()
-        .min_by_key(|&(connections, _)| connections)
-        .unwrap_or((1, ""));
-    Capacity {
-        connections: usize::try_from(connections).unwrap_or(usize::MAX),
-        bound,
-        mappings: all_mappings,
-        addresses: addresses_left().map_or(u64::MAX, |left| left.saturating_sub(START_ADDRESSES)),
-        guest_memory_bytes: memory_bytes() / 2,
-    }
+    Capacity::of_machine(Path::new("/"), raise_open_files() / files)
 }
 
 impl Capacity {
+    /// The room on the machine whose files are below `root`, with so many open files.
+    fn of_machine(root: &Path, files: u64) -> Capacity {
+        let kernel = |name: &str| number(&root.join("proc/sys").join(name)).unwrap_or(u64::MAX);
+        let all_mappings = kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS);
+        let bounds = [
+            (
+                files,
+                "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
+            ),
+            (all_mappings / mappings(1), "the sysctl `vm.max_map_count`"),
+            (
+                kernel("kernel/threads-max").saturating_sub(SPARE_THREADS),
+                "the sysctl `kernel.threads-max`",
+            ),
+            (
+                kernel("kernel/pid_max").saturating_sub(SPARE_THREADS),
+                "the sysctl `kernel.pid_max`",
+            ),
+            (
+                group_limit(root, "pids.max").saturating_sub(SPARE_GROUP_THREADS),
+                "`pids.max` of the control group, or of one around it (`TasksMax=`)",
+            ),
+            (MOST, "Airlock itself: a thread per connection"),
+        ];
+        let (connections, bound) = bounds
+            .into_iter()
+            .min_by_key(|&(connections, _)| connections)
+            .unwrap_or((1, ""));
+        let addresses = addresses_left();
+        Capacity {
+            connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            bound,
+            mappings: all_mappings,
+            addresses: addresses.map_or(u64::MAX, |left| left.saturating_sub(START_ADDRESSES)),
+            guest_memory_bytes: memory_bytes(root) / 2,
+        }
+    }
+
     /// The room for connections whose guests have memories that may grow to this size, which are
     /// reserved at the start; and what bounds it.
     pub(crate) fn connections_with(&self, guest_memory_bytes: u64) -> (usize, &'static str) {
@@ -120,23 +136,36 @@ impl Capacity {
 }
 
 /// The memory of the machine, or of the process's control group where that is less.
-fn memory_bytes() -> u64 {
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+fn memory_bytes(root: &Path) -> u64 {
+    let machine = fs::read_to_string(root.join("proc/meminfo"));
+    let machine = machine.ok().and_then(|text| {
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("MemTotal:"))?;
         let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
         Some(kilobytes * 1024)
     });
-    let group = fs::read_to_string("/proc/self/cgroup")
-        .ok()
-        .and_then(|text| {
-            let group = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-            let limit = fs::read_to_string(format!("/sys/fs/cgroup{group}/memory.max")).ok()?;
-            limit.trim().parse().ok()
-        });
     // Not Linux: enough for a small server.
-    machine.unwrap_or(2 << 30).min(group.unwrap_or(u64::MAX))
+    machine
+        .unwrap_or(2 << 30)
+        .min(group_limit(root, "memory.max"))
+}
+
+/// The least that the process's control group and those around it allow, each of which counts what is
+/// in the groups below it too. (Version 2; those of version 1 are not looked at.)
+fn group_limit(root: &Path, name: &str) -> u64 {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let top = root.join("sys/fs/cgroup");
+    let group = top.join(group.unwrap_or(""));
+    let around = group
+        .ancestors()
+        .take_while(|group| group.starts_with(&top));
+    // `max` is no limit, and no number.
+    around
+        .filter_map(|group| number(&group.join(name)))
+        .min()
+        .unwrap_or(u64::MAX)
 }
 
 /// Memory mappings of a connection whose guest has this many linear memories.
@@ -168,12 +197,9 @@ fn addresses_left() -> Option<u64> {
     Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
 }
 
-/// A limit of the kernel, where there is one.
-fn kernel(name: &str) -> u64 {
-    fs::read_to_string(format!("/proc/sys/{name}"))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(u64::MAX)
+/// What a file says that says one number.
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// Raises the soft limit of open files to the hard limit, and returns how many may be connections.
@@ -190,4 +216,68 @@ pub(crate) fn raise_open_files() -> u64 {
     current
         .unwrap_or(u64::MAX)
         .saturating_sub(SPARE_DESCRIPTORS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine of 8 GiB, with these files besides; the process is in the control group /a/b.
+    fn machine(files: &[(&str, &str)]) -> Capacity {
+        let root = tempfile::tempdir().expect("a folder");
+        let usual = [
+            ("proc/meminfo", "MemFree: 1 kB\nMemTotal:  8388608 kB\n"),
+            ("proc/self/cgroup", "4:memory:/x\n0::/a/b\n"),
+            ("proc/sys/vm/max_map_count", "601024\n"),
+            ("proc/sys/kernel/threads-max", "51024\n"),
+            ("proc/sys/kernel/pid_max", "4194304\n"),
+        ];
+        for (name, text) in usual.iter().chain(files) {
+            let file = root.path().join(name);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("it is made");
+            fs::write(file, text).expect("it is written");
+        }
+        Capacity::of_machine(root.path(), 1 << 20)
+    }
+
+    #[test]
+    fn every_control_group_around_the_process_bounds_its_memory() {
+        let memory = |files: &[_]| machine(files).guest_memory_bytes >> 20;
+        assert_eq!(memory(&[]), 4096);
+        let own = ("sys/fs/cgroup/a/b/memory.max", "1073741824\n");
+        assert_eq!(memory(&[own]), 512);
+        let around = ("sys/fs/cgroup/a/memory.max", "536870912\n");
+        let none = ("sys/fs/cgroup/a/b/memory.max", "max\n");
+        assert_eq!(memory(&[none, around]), 256);
+        assert_eq!(memory(&[own, around]), 256);
+        let top = ("sys/fs/cgroup/memory.max", "268435456\n");
+        assert_eq!(memory(&[own, around, top]), 128);
+        // Another group is none around it, and more than there is is no limit.
+        let aside = ("sys/fs/cgroup/a/c/memory.max", "1\n");
+        let large = ("sys/fs/cgroup/a/b/memory.max", "17179869184\n");
+        assert_eq!(memory(&[aside, large]), 4096);
+        // In the top of a container all that can be seen is its own.
+        let inside = ("proc/self/cgroup", "0::/\n");
+        assert_eq!(memory(&[inside, own, top]), 128);
+    }
+
+    #[test]
+    fn every_control_group_around_the_process_bounds_its_threads() {
+        let room = |files: &[_]| {
+            let capacity = machine(files);
+            (capacity.connections, capacity.bound)
+        };
+        assert_eq!(room(&[]), (50_000, "the sysctl `kernel.threads-max`"));
+        let own = ("sys/fs/cgroup/a/b/pids.max", "4915\n");
+        let (connections, bound) = room(&[own]);
+        assert_eq!(connections, 4915 - 64);
+        assert!(bound.contains("`TasksMax=`"), "{bound}");
+        let around = ("sys/fs/cgroup/a/pids.max", "564\n");
+        assert_eq!(room(&[own, around]).0, 500);
+        let none = ("sys/fs/cgroup/a/b/pids.max", "max\n");
+        assert_eq!(room(&[none]).0, 50_000);
+        // Refused at the start, with what to raise.
+        let few = ("sys/fs/cgroup/a/b/pids.max", "20\n");
+        assert_eq!(room(&[few]).0, 0);
+    }
 }

@@ -261,3 +261,41 @@ impl Drop for Permit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_network_of_64_bits_counts_as_one_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let stream = Arc::new(TcpStream::connect(address).expect("a connection"));
+        let shutdown = Shutdown::new().expect("a descriptor");
+        let caps = Caps {
+            total: 10,
+            per_ip: 2,
+        };
+        let admit = |id, peer: &str| {
+            let peer = peer.parse().expect("an address");
+            shutdown.admit(id, &stream, peer, 1, caps)
+        };
+        let first = admit(1, "2001:db8:1:2::1").expect("a place");
+        let _second = admit(2, "2001:db8:1:2:ffff:ffff:ffff:ffff").expect("a place");
+        let full = admit(3, "2001:db8:1:2:3::").expect_err("the network has two");
+        assert_eq!(
+            full.to_string(),
+            "2001:db8:1:2:: has 2 connections already (--max-connections-per-ip)"
+        );
+        let _beside = admit(4, "2001:db8:1:3::1").expect("it is another network");
+        drop(first);
+        let _third = admit(5, "2001:db8:1:2:3::").expect("there is room again");
+        // An address of IPv4 is one host, however it is written.
+        let _fourth = admit(6, "::ffff:192.0.2.1").expect("a place");
+        let _fifth = admit(7, "192.0.2.1").expect("a place");
+        admit(8, "::ffff:192.0.2.1").expect_err("the host has two");
+        let _beside = admit(9, "192.0.2.2").expect("it is another host");
+    }
+}

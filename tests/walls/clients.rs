@@ -253,6 +253,32 @@ fn a_server_out_of_descriptors_waits_without_spinning_and_recovers() {
     assert_eq!(waiting.ask("Ada"), "Hello, Ada!");
 }
 
+/// Among them is the signal stack that Wasmtime makes for a thread whose own is smaller than it needs
+/// (`signal_stack.rs`): should it ever need more, each connection takes two mappings more.
+#[test]
+fn a_connection_takes_no_more_mappings_than_are_reckoned() {
+    const CLIENTS: u64 = 200;
+    let server = Server::start(&["-q"]);
+    let hold = |count| -> Vec<_> {
+        (0..count)
+            .map(|_| {
+                let mut client = server.greeted();
+                assert_eq!(client.ask("Ada"), "Hello, Ada!");
+                client
+            })
+            .collect()
+    };
+    let first = hold(20);
+    let before = server.mappings();
+    let others = hold(CLIENTS);
+    let mappings = server.mappings() - before;
+    drop((first, others));
+    let reckoned = CLIENTS * airlock::capacity::mappings(1);
+    eprintln!("{mappings} mappings; {reckoned} are reckoned");
+    // Heaps of threads come and go.
+    assert!(mappings <= reckoned + 20, "{mappings} and {reckoned}");
+}
+
 /// The figure in the README; `cargo test -p host --release --test walls -- --ignored ten_thousand
 /// --nocapture` makes it.
 #[test]

@@ -35,6 +35,11 @@ impl Server {
         Duration::from_millis(10 * (ticks(12) + ticks(13)))
     }
 
+    pub(crate) fn mappings(&self) -> u64 {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.id())).unwrap();
+        maps.lines().count() as u64
+    }
+
     pub(crate) fn threads(&self) -> u64 {
         self.status("Threads")
     }
