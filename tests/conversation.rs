@@ -185,8 +185,23 @@ fn pipelined_lines_are_all_answered_in_order() {
 fn replies_to_lines_that_came_together_leave_together() {
     let server = Server::start(&[]);
     let mut client = server.greeted();
-    client.send("a\nb\nc\n");
+    server.send_at_once(&mut client, "a\nb\nc\n");
     assert_eq!(client.receive(), b"Hello, a!\nHello, b!\nHello, c!\n");
+}
+
+#[test]
+fn replies_do_not_wait_for_a_slow_guest_although_their_lines_came_together() {
+    // The second takes far longer than the first does to arrive.
+    let server = Server::start(&["--env=DELAY_MS=1500"]);
+    let mut client = server.greeted();
+    server.send_at_once(&mut client, "a\nb\n");
+    for name in ["a", "b"] {
+        let reply = client.receive();
+        assert_eq!(
+            String::from_utf8(reply).unwrap(),
+            format!("Hello, {name}!\n")
+        );
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Servers that must not start: one line on standard error, a status that is not 0, no listener.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
-use crate::support::{AIRLOCK, installed, run};
+use crate::support::{AIRLOCK, installed, root, run};
 
 /// Runs `airlock` with options it must refuse, and returns its one line.
 fn refusal(options: &[&str]) -> String {
@@ -185,12 +186,57 @@ fn the_help_names_every_option_with_its_variable_and_its_default() {
     let output = run(Command::new(AIRLOCK).arg("--help"), b"");
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
-    assert_says(
-        &help,
-        &[
-            "--listen <ADDR:PORT>",
-            "[env: AIRLOCK_MAX_LINE=]",
-            "[default: 64KiB]",
-        ],
-    );
+    let mut options = options(&help);
+    for own in ["help", "version"] {
+        assert!(options.remove(own).is_some(), "{own}");
+    }
+
+    // The README has the same, in two tables: `| `--name VALUE` | default | … |`.
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, reference) = readme.split_once("\n## Options\n").unwrap();
+    let (reference, _) = reference.split_once("\n## Deploy it\n").unwrap();
+    let mut known = Vec::new();
+    for row in reference.lines().filter(|line| line.starts_with("| `-")) {
+        let mut cells = row.split('|').skip(1).map(str::trim);
+        let (names, default) = (cells.next().unwrap(), cells.next().unwrap());
+        // `-v`, `-q`.
+        let names = names
+            .replace("-v`", "--verbose`")
+            .replace("-q`", "--quiet`");
+        for name in names.split("--").skip(1) {
+            let name = name.split([' ', '`']).next().unwrap().to_owned();
+            let text = &options[name.as_str()];
+            let variable = format!("AIRLOCK_{}", name.to_uppercase().replace('-', "_"));
+            assert!(text.contains(&format!("[env: {variable}")), "{text}");
+            let shown = text.lines().find_map(|line| {
+                let default = line.trim().strip_prefix("[default: ")?;
+                default.strip_suffix(']')
+            });
+            if let Some(shown) = shown {
+                assert_eq!(default.trim_matches('`'), shown, "--{name}");
+            }
+            known.push(name);
+        }
+    }
+    known.sort();
+    let named: Vec<_> = options.into_keys().collect();
+    assert_eq!(named, known);
+}
+
+/// The options in a help text, each with what is said about it.
+fn options(help: &str) -> BTreeMap<&str, String> {
+    let mut options = BTreeMap::new();
+    let mut name = "";
+    for line in help.lines() {
+        let is_option = line.trim_start().starts_with('-') && !line.starts_with("          ");
+        if is_option && let Some((_, rest)) = line.split_once("--") {
+            name = rest.split([' ', '.']).next().unwrap();
+        }
+        if !name.is_empty() {
+            let text: &mut String = options.entry(name).or_default();
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    options
 }

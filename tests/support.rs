@@ -129,6 +129,20 @@ impl Server {
         });
     }
 
+    /// Has all of these bytes wait for a connection before the server reads any of them.
+    pub(crate) fn send_at_once(&self, client: &mut Client, bytes: impl AsRef<[u8]>) {
+        self.signal("STOP");
+        let tasks = || fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        eventually("every thread has stopped", || {
+            tasks().all(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat"));
+                stat.is_ok_and(|stat| stat.contains(") T "))
+            })
+        });
+        client.send(bytes);
+        self.signal("CONT");
+    }
+
     /// Waits for the end of the process.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         wait(&mut self.child)
