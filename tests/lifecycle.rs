@@ -126,7 +126,7 @@ fn the_listener_closes_at_once() {
 #[test]
 fn the_server_does_not_end_while_a_reply_is_half_written() {
     const BYTES: usize = 32 << 20;
-    let options = ["--max-reply=64MiB", "--guest-memory=128MiB"];
+    let options = ["--max-reply=64MiB"];
     let mut server = Server::with_guest("hostile", &options);
     let mut client = server.connect();
     assert_eq!(client.hear(), "ready\n");

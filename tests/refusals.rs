@@ -62,8 +62,8 @@ fn values_that_make_no_sense() {
         ("--guest-memory=4GiB", "lower it, or --max-connections to"),
         ("--total-guest-memory=1MiB", "at least --guest-memory"),
         (
-            "--guest-memory=1MiB",
-            "no room for a line (--max-line 64.0 KiB) and a reply (--max-reply 1.0 MiB)",
+            "--max-line=65MiB",
+            "no room for a line of --max-line 65.0 MiB",
         ),
         ("--backlog=0", "0 is not in 1.."),
         ("--framing=words", "auto, lines, chunks"),

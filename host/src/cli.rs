@@ -326,11 +326,11 @@ impl Serve {
             ));
         }
         let memory_bytes = memory.as_u64();
-        let (line, reply) = (self.max_line, self.guest_options.max_reply);
-        if memory_bytes < line.as_u64() + reply.as_u64() {
+        let line = self.max_line;
+        if memory_bytes < line.as_u64() {
             return Err(format!(
-                "--guest-memory {memory} has no room for a line (--max-line {line}) and a reply \
-                 (--max-reply {reply}): raise it, or lower them"
+                "--guest-memory {memory} has no room for a line of --max-line {line}: raise the \
+                 one or lower the other"
             ));
         }
         let memories = connections as u64 * u64::from(limits::GUEST_MEMORIES);

@@ -76,7 +76,7 @@ pub enum Cause {
     Exit(i32),
     /// It was refused memory, and failed.
     #[error("{0}")]
-    Memory(#[from] Refused),
+    Memory(Refused),
     /// The shim failed, not the guest.
     #[error("the shim panicked; the log has the place")]
     Panic,

@@ -89,6 +89,16 @@ fn attempt(
     let greeting = session.greeting()?;
     let memory_bytes = session.memory_bytes();
     drop(session);
+    let limits = &runtime.limits;
+    let room_bytes = (limits.guest_memory_bytes as u64).saturating_sub(memory_bytes);
+    if room_bytes < limits.line_bytes as u64 {
+        tracing::warn!(
+            "a line of {} bytes (--max-line) may not fit into the guest: it holds {memory_bytes} \
+             bytes, and may hold {} (--guest-memory)",
+            limits.line_bytes,
+            limits.guest_memory_bytes,
+        );
+    }
     Ok(Passed {
         sandbox,
         compile_time,

@@ -3,7 +3,8 @@
 use std::fs;
 
 use crate::components::{
-    NO_GREETING, component, component_for_many_lines, component_that_imports, doing, greeting_by,
+    NO_GREETING, component, component_for_many_lines, component_that_imports,
+    component_with_memory, doing, greeting_by,
 };
 use crate::support::{Client, Server};
 
@@ -268,6 +269,16 @@ fn handles_tables_globals_and_elements_are_memory_too() {
         assert_eq!(server.connect().rest(), "error: the guest failed\n");
         server.logged(&["the guest failed", "--total-guest-memory"]);
     }
+}
+
+#[test]
+fn a_guest_without_room_for_a_line_is_spoken_of_at_the_start() {
+    let component = component_with_memory(16, &doing(""));
+    let tight = server(&component, &["--guest-memory=1088KiB"]);
+    tight.logged(&["WARN", "65536 bytes (--max-line) may not fit", "1114112"]);
+    let wide = server(&component, &["--guest-memory=1200KiB"]);
+    wide.logged(&["waiting for connections"]);
+    assert!(!wide.log().iter().any(|line| line.contains("may not fit")));
 }
 
 #[test]
