@@ -3,9 +3,10 @@
 //! Messages go in, outcomes come out. Every call has a deadline. After the first error the instance
 //! is in no known state: drop the session.
 
+use std::fmt::{self, Write};
 use std::time::Duration;
 
-use wasmtime::{Store, Trap};
+use wasmtime::{FrameInfo, Store, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::LineServer;
@@ -204,7 +205,8 @@ impl Handler for Session<'_> {
         if !replies.is_empty() && !replies.ends_with('\n') {
             return Err(self.failed(Cause::Unended));
         }
-        // Few enough bytes for one reply need no look at each.
+        // Few enough bytes for one reply need no look at each. (One of several lines cannot be told
+        // from several, and each of its lines passes.)
         if replies.len() > self.limits.reply_bytes {
             for reply in replies.split_terminator('\n') {
                 self.check_reply(Some(reply))?;
@@ -243,7 +245,15 @@ fn call<T>(
     store.data_mut().start_call(ticks);
     let result = sandbox::caught(|| call(store));
     let result = result.and_then(|value| store.data().check_time().map(|()| value));
-    result.map_err(|error| failed(cause(&error, store, limits), store))
+    result.map_err(|error| {
+        let mut failed = failed(cause(&error, store, limits), store);
+        if let Cause::Trap(text) = &mut failed.cause
+            && failed.last_words.is_empty()
+        {
+            text.push_str(&place(&error));
+        }
+        failed
+    })
 }
 
 #[cold]
@@ -282,6 +292,44 @@ fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> Caus
     }
     cause.truncate(cause.floor_char_boundary(LOG_LINE_BYTES));
     Cause::Trap(printable(&cause))
+}
+
+/// In which functions it was, if they have names, the last called first; for a guest that has not said
+/// itself what is wrong.
+fn place(error: &wasmtime::Error) -> String {
+    const FRAMES: usize = 3;
+    let frames = error.downcast_ref::<WasmBacktrace>();
+    let frames = frames.map_or(&[][..], WasmBacktrace::frames);
+    let names = frames.iter().filter_map(FrameInfo::func_name).take(FRAMES);
+    let names: Vec<_> = names.map(readable).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(", in {}", names.join(", called by "))
+}
+
+/// The beginning of a function's name; Rust's as it is written in the source.
+fn readable(name: &str) -> String {
+    /// What has room for more as long as it is short: a name of a few bytes may stand for megabytes.
+    struct Start(String);
+
+    impl fmt::Write for Start {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            if self.0.len() >= NAME_BYTES {
+                return Err(fmt::Error);
+            }
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+
+    const NAME_BYTES: usize = 100;
+    let name = &name[..name.floor_char_boundary(LOG_LINE_BYTES)];
+    let mut start = Start(String::new());
+    // That it has no room for more is no error.
+    let _ = write!(start, "{:#}", rustc_demangle::demangle(name));
+    start.0.truncate(start.0.floor_char_boundary(NAME_BYTES));
+    printable(&start.0)
 }
 
 #[cfg(test)]
@@ -516,6 +564,17 @@ mod tests {
             assert!(!timed_out(&in_time), "{name}: {in_time:?}");
         }
         assert!((40..functions.len()).contains(&reached), "{reached}");
+    }
+
+    #[test]
+    fn a_name_is_readable_and_no_longer_than_fits() {
+        let mangled = "_ZN4core9panicking9panic_fmt17h0123456789abcdefE";
+        assert_eq!(readable(mangled), "core::panicking::panic_fmt");
+        assert_eq!(readable("_RNvC7hostile7recurse"), "hostile::recurse");
+        assert_eq!(readable("a\nb"), "a\\nb");
+        assert_eq!(readable(&"x".repeat(1 << 20)), "x".repeat(100));
+        let tuples = format!("_RINvC1a1fT{}EE", "TuuE".repeat(200));
+        assert_eq!(readable(&tuples).len(), 100, "{}", readable(&tuples));
     }
 
     #[test]

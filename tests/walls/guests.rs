@@ -16,7 +16,10 @@ const ATTACKS: [(&str, &str); 15] = [
     ("flood", "took longer"),
     ("sleep", "took longer"),
     ("poll", "took longer"),
-    ("recurse", "out of bounds"),
+    (
+        "recurse",
+        "out of bounds memory access, in hostile::recurse",
+    ),
     ("allocate", "more memory than"),
     (
         "reply",

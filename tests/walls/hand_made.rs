@@ -200,6 +200,17 @@ fn output_that_is_not_logged_costs_next_to_nothing() {
 }
 
 #[test]
+fn a_trap_is_said_with_the_functions_it_was_in() {
+    let divide = "(func $divide (param i32) (result i32)
+        (i32.div_u (i32.const 1) (local.get 0)))";
+    let functions = format!("{divide} {}", doing("(drop (call $divide (i32.const 0)))"));
+    assert_fails(
+        &component(&functions),
+        "integer divide by zero, in divide, called by handle",
+    );
+}
+
+#[test]
 fn a_guest_that_misbehaves_before_its_first_line_is_not_served() {
     let quiet = "(func $handle (param i32 i32) (result i32) i32.const 0)";
     let greetings = "(func $greeting (result i32) (loop $l br $l) i32.const 0)";
