@@ -243,17 +243,22 @@ fn call<T>(
     // Both clocks: Wasmtime's, which stops wasm code, and the one that bounds time in the host.
     store.set_epoch_deadline(ticks);
     store.data_mut().start_call(ticks);
-    let result = sandbox::caught(|| call(store));
-    let result = result.and_then(|value| store.data().check_time().map(|()| value));
-    result.map_err(|error| {
-        let mut failed = failed(cause(&error, store, limits), store);
-        if let Cause::Trap(text) = &mut failed.cause
-            && failed.last_words.is_empty()
-        {
-            text.push_str(&place(&error));
-        }
-        failed
-    })
+    match sandbox::caught(|| call(store)) {
+        Ok(value) if !store.data().is_over() => Ok(value),
+        Ok(_) => Err(call_failed(&CallTimedOut.into(), store, limits)),
+        Err(error) => Err(call_failed(&error, store, limits)),
+    }
+}
+
+#[cold]
+fn call_failed(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> GuestError {
+    let mut failed = failed(cause(error, store, limits), store);
+    if let Cause::Trap(text) = &mut failed.cause
+        && failed.last_words.is_empty()
+    {
+        text.push_str(&place(error));
+    }
+    failed
 }
 
 #[cold]
@@ -264,7 +269,6 @@ fn failed(cause: Cause, store: &Store<State>) -> GuestError {
     }
 }
 
-#[cold]
 fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> Cause {
     /// How Wasmtime says that [`most_bytes`] did not do; it has no type for it.
     const TOO_MUCH_DATA: &str = "too much data is being copied between the host and the guest";
@@ -584,7 +588,7 @@ mod tests {
         let in_time = call(&mut session.store, 1000, &LIMITS, |_| Ok("a reply"));
         assert_eq!(in_time.expect("a reply"), "a reply");
         let late = call(&mut session.store, 1, &LIMITS, |store| {
-            while store.data().check_time().is_ok() {
+            while !store.data().is_over() {
                 thread::yield_now();
             }
             Ok("a reply")
