@@ -287,6 +287,7 @@ impl Waiting {
                 return Ok(());
             }
             // It has died. Or it has not waited, since this process was stopped for a while.
+            pause(&self.stop, PAUSE)?;
             before = loop {
                 match Offer::ask_until(&self.place, &self.stop) {
                     Ok(Some(offer)) if same_socket(&offer.listener, &self.listener) => break offer,

@@ -103,13 +103,15 @@ fn a_log_file_that_may_not_grow_stops_no_connection_and_what_is_lost_is_counted(
     eventually("the log is full", || {
         fs::metadata(&file).unwrap().len() == MOST_BYTES
     });
-    // As who keeps it small does.
-    fs::File::create(&file).unwrap();
+    server.limit(Resource::Fsize, None);
     eventually("what is lost is said", || {
         assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
         let log = fs::read_to_string(&file).unwrap();
         log.contains("a part of the log is lost") && log.contains("lines=")
     });
+    // The line that met the limit is cut, and the next one does not continue it.
+    let log = fs::read_to_string(&file).unwrap();
+    assert!(log.lines().all(|line| line.matches("INFO").count() <= 1));
 }
 
 #[test]
