@@ -130,7 +130,11 @@ fn reader_of_a_large_reply(server: &Server) -> TcpStream {
 
 #[test]
 fn a_client_that_reads_slowly_and_steadily_is_not_let_go() {
-    let options = ["--write-timeout=1s", "--max-reply=64MiB"];
+    let options = [
+        "--write-timeout=1s",
+        "--max-reply=64MiB",
+        "--guest-memory=128MiB",
+    ];
     let server = Server::with_guest("hostile", &options);
     let mut client = reader_of_a_large_reply(&server);
     // 25 kB a second, for much longer than the limit, of far more than any buffer takes.
@@ -145,7 +149,11 @@ fn a_client_that_reads_slowly_and_steadily_is_not_let_go() {
 
 #[test]
 fn a_client_that_reads_a_byte_now_and_then_is_let_go() {
-    let options = ["--write-timeout=1s", "--max-reply=64MiB"];
+    let options = [
+        "--write-timeout=1s",
+        "--max-reply=64MiB",
+        "--guest-memory=128MiB",
+    ];
     let server = Server::with_guest("hostile", &options);
     let mut client = reader_of_a_large_reply(&server);
     let closed = Arc::new(AtomicBool::new(false));

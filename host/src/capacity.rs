@@ -122,7 +122,8 @@ impl Capacity {
         let tables = u64::from(limits::GUEST_TABLES) * table;
         let memories =
             u64::from(limits::GUEST_MEMORIES) * (guest_memory_bytes + MEMORY_GUARD_BYTES);
-        let each = memories + tables + ARENA_ADDRESSES + THREAD_ADDRESSES + HEAP_ADDRESSES;
+        // Guests with images have a pool of their own.
+        let each = 2 * (memories + tables) + ARENA_ADDRESSES + THREAD_ADDRESSES + HEAP_ADDRESSES;
         // One more for the trial of a new version.
         let room = (self.addresses / each).saturating_sub(1);
         match usize::try_from(room) {
