@@ -23,5 +23,7 @@ mod faults;
 mod guests;
 #[path = "walls/hand_made.rs"]
 mod hand_made;
+#[path = "walls/memory.rs"]
+mod memory;
 #[path = "walls/process.rs"]
 mod process;

@@ -17,10 +17,11 @@ const SPARE_DESCRIPTORS: u64 = 64;
 
 /// Memory mappings of one connection's thread (measured): its stack and the signal stack of Rust's
 /// runtime, each with its guard.
-const THREAD_MAPPINGS: u64 = 4;
+pub(crate) const THREAD_MAPPINGS: u64 = 4;
 
-/// Memory mappings of one linear memory: what it has and what it may grow into.
-const MEMORY_MAPPINGS: u64 = 2;
+/// Memory mappings of one linear memory: what it has and what it may grow into. One that begins as an
+/// image has another.
+pub(crate) const MEMORY_MAPPINGS: u64 = 2;
 
 /// Mappings for everything that is not a connection.
 const SPARE_MAPPINGS: u64 = 1024;
@@ -86,7 +87,10 @@ impl Capacity {
                 files,
                 "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
             ),
-            (all_mappings / mappings(1), "the sysctl `vm.max_map_count`"),
+            (
+                all_mappings / (THREAD_MAPPINGS + MEMORY_MAPPINGS),
+                "the sysctl `vm.max_map_count`",
+            ),
             (
                 kernel("kernel/threads-max").saturating_sub(SPARE_THREADS),
                 "the sysctl `kernel.threads-max`",
@@ -167,11 +171,6 @@ fn group_limit(root: &Path, name: &str) -> u64 {
         .filter_map(|group| number(&group.join(name)))
         .min()
         .unwrap_or(u64::MAX)
-}
-
-/// Memory mappings of a connection whose guest has this many linear memories.
-pub fn mappings(memories: u32) -> u64 {
-    THREAD_MAPPINGS + MEMORY_MAPPINGS * u64::from(memories)
 }
 
 /// Whether there are addresses for one thread more beside `threads` others. A thread that finds none

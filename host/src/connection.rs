@@ -3,15 +3,20 @@
 use std::panic::{self, AssertUnwindSafe};
 
 use crate::conversation::{Conversation, End};
-use crate::server::{Client, Service};
+use crate::server::{Job, Service};
 use crate::session::{Cause, Session};
-use crate::shutdown::Permit;
 use crate::socket::Socket;
 use crate::transcript::Recorder;
-use crate::versions::Place;
 
 /// Serves one client to the end, and logs the beginning and the end of it.
-pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Service) {
+pub(crate) fn serve(job: Job, service: &Service) {
+    let Job {
+        permit,
+        place,
+        seat: _seat,
+        memory,
+        client,
+    } = job;
     permit.begin();
     let id = client.id;
     let version = &*place.version;
@@ -20,7 +25,7 @@ pub(crate) fn serve(permit: &Permit, place: &Place, client: Client, service: &Se
     let is_draining = || permit.is_draining() || version.is_retired();
     let socket = Socket::new(permit.stream(), limits.write_time, is_draining);
     let mut conversation = Conversation::new(socket, service.framing, limits);
-    let start = || Session::start(&version.sandbox, client);
+    let start = || Session::start_with(&version.sandbox, client, memory);
     let recordings = service.recordings.as_ref();
     // A panic would be a bug of ours. It must not cost the client its answer, or the log its line.
     let run = || match recordings.and_then(|all| all.begin(client, version)) {

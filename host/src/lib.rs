@@ -15,7 +15,7 @@
 //! [`transcript`], and [`recording`], which writes them. Load on this server or another, and what it
 //! took: [`mod@bench`].
 //!
-//! At the edges: [`cli`] and [`logging`], [`capacity`] for what the machine allows, [`limits`] for
+//! At the edges: [`cli`] and [`logging`], [`capacity`] for what the machine allows, [`room`] for what is left of it, [`limits`] for
 //! every bound, [`shutdown`] for the end, [`takeover`] for the next process, [`supervisor`] for the
 //! service manager.
 
@@ -35,6 +35,7 @@ pub mod listener;
 pub mod logging;
 pub mod recording;
 pub mod reload;
+pub mod room;
 pub mod sandbox;
 pub mod server;
 pub mod session;

@@ -327,14 +327,12 @@ impl Loader {
         let compile_time = passed.compile_time;
         match self.policy.canary {
             None => {
-                let (new, old) = self.versions.replace(passed.sandbox, sha256);
+                let (new, old) = self.versions.replace(passed, sha256);
                 tracing::info!(version = new.number, %sha256, ?compile_time, "new connections get a new version");
                 self.grow_old(&old);
             }
             Some(share) => {
-                let new = self
-                    .versions
-                    .try_out(passed.sandbox, sha256, share, Instant::now());
+                let new = self.versions.try_out(passed, sha256, share, Instant::now());
                 tracing::info!(version = new.number, %sha256, ?compile_time, percent = share.percent, time = ?share.time, "trying a new version on a share of the new connections");
             }
         }

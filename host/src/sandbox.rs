@@ -27,6 +27,7 @@ use crate::bindings::batched::{Batch, BatchIndices};
 use crate::bindings::{LineServer, LineServerIndices};
 use crate::limits::{self, Limits};
 use crate::logging::printable;
+use crate::room::Need;
 pub use compiler::Compiler;
 use compiler::child::Settings;
 use guest_log::LogRate;
@@ -135,7 +136,7 @@ impl Sandbox {
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
-        let machine = runtime.machine_for(image_bytes(component))?;
+        let machine = runtime.machine_for(image_bytes(component));
         let instance_bytes = instance_size::bytes(component);
         let component = runtime
             .compiler
@@ -182,10 +183,13 @@ impl Sandbox {
         Ok((handler, batch.transpose()?))
     }
 
-    /// Lowers the cap on connections where a guest has more than the one memory that was reckoned
-    /// with. To be called before the first connection of this version.
-    pub(crate) fn claim_room(&self) {
-        self.runtime.leave_room_for(self.memories);
+    /// What a connection takes whose instance has this much memory when it has greeted.
+    pub fn need(&self, memory_bytes: u64) -> Need {
+        Need {
+            memories: self.memories,
+            images: self.machine.settings.images,
+            memory_bytes,
+        }
     }
 
     /// The names of what it imports.

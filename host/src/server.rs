@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::budget::Claim;
 use crate::connection;
 use crate::framing::{Framing, Reader, Writer};
 use crate::limits;
 use crate::logging::Recurring;
 use crate::recording::Recordings;
+use crate::room::Seat;
 use crate::sandbox::Runtime;
 use crate::shutdown::{Caps, Permit, Shutdown};
 use crate::supervisor;
@@ -82,7 +84,7 @@ pub fn run(
             limits::THREAD_IDLE_TIME,
             {
                 let service = Arc::clone(&service);
-                move |job: Job| connection::serve(&job.permit, &job.place, job.client, &service)
+                move |job: Job| connection::serve(job, &service)
             },
         ),
         service,
@@ -117,10 +119,13 @@ struct Server<'a> {
     starved: Recurring,
 }
 
-struct Job {
-    permit: Permit,
-    place: Place,
-    client: Client,
+/// One connection, for its thread.
+pub(crate) struct Job {
+    pub(crate) permit: Permit,
+    pub(crate) place: Place,
+    pub(crate) seat: Seat,
+    pub(crate) memory: Claim,
+    pub(crate) client: Client,
 }
 
 impl Server<'_> {
@@ -187,7 +192,7 @@ impl Server<'_> {
         let id = self.accepted + 1;
         let runtime = &self.service.runtime;
         let caps = Caps {
-            total: runtime.connections(),
+            total: runtime.limits.connections,
             per_ip: runtime.limits.connections_per_ip,
         };
         let place = self.service.versions.place();
@@ -196,6 +201,11 @@ impl Server<'_> {
         let permit = match admitted {
             Ok(permit) => permit,
             Err(full) => return self.refuse(&stream, &full.to_string()),
+        };
+        let room = &runtime.room;
+        let (seat, memory) = match room.take(place.version.need, self.threads.live()) {
+            Ok(taken) => taken,
+            Err(none) => return self.refuse(&stream, &none.to_string()),
         };
         self.accepted = id;
         place.begin();
@@ -207,6 +217,8 @@ impl Server<'_> {
         if let Err(error) = self.threads.run(Job {
             permit,
             place,
+            seat,
+            memory,
             client,
         }) {
             self.refuse(&stream, &format!("no thread: {error}"));

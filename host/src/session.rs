@@ -12,6 +12,7 @@ use wasmtime_wasi::I32Exit;
 use crate::bindings::LineServer;
 use crate::bindings::batched::Batch;
 use crate::bindings::exports::airlock::line::handler;
+use crate::budget::Claim;
 use crate::conversation::{Answers, Handler, Outcome};
 use crate::limits::{self, LOG_LINE_BYTES, Limits};
 use crate::logging::printable;
@@ -101,8 +102,18 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The guest failed while it was initialised.
     pub fn start(sandbox: &'a Sandbox, client: Client) -> Result<Session<'a>, GuestError> {
+        Session::start_with(sandbox, client, sandbox.runtime.room.no_memory())
+    }
+
+    /// The same, with memory that has been taken for it.
+    pub(crate) fn start_with(
+        sandbox: &'a Sandbox,
+        client: Client,
+        memory: Claim,
+    ) -> Result<Session<'a>, GuestError> {
         let limits = &sandbox.runtime.limits;
-        let mut store = Store::new(&sandbox.machine.engine, State::new(sandbox, client));
+        let state = State::new(sandbox, client, memory);
+        let mut store = Store::new(&sandbox.machine.engine, state);
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(limits::GUEST_HANDLES);
         store.set_hostcall_fuel(most_bytes(limits));
@@ -528,7 +539,7 @@ mod tests {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
         let runtime = Runtime::new(Vec::new(), LIMITS.clone(), compiler).expect("a runtime");
-        let machine = runtime.machine_for(0).expect("an engine");
+        let machine = runtime.machine_for(0);
         let component = Component::from_binary(&machine.engine, component).expect("a component");
         Sandbox::link(&runtime, machine, &component, 0).expect("a guest")
     }

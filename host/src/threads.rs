@@ -65,6 +65,11 @@ impl<J: Send + 'static> Threads<J> {
         }
     }
 
+    /// How many threads there are.
+    pub(crate) fn live(&self) -> usize {
+        self.shared.lock().live
+    }
+
     /// Gives `job` to a thread that does nothing else until the job is done.
     ///
     /// A thread whose job has just ended may not wait yet; where there are as many threads as there

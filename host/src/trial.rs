@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::conversation::Handler;
+use crate::room::Need;
 use crate::sandbox::{Refused, RejectedGuest, Runtime, Sandbox};
 use crate::server::Client;
 use crate::session::{Cause, GuestError, Session};
@@ -23,6 +24,13 @@ pub struct Passed {
     pub memory_bytes: u64,
     /// What it greets with.
     pub greeting: Option<String>,
+}
+
+impl Passed {
+    /// What each of its connections will take.
+    pub fn need(&self) -> Need {
+        self.sandbox.need(self.memory_bytes)
+    }
 }
 
 /// Why a guest has not passed.

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use crate::canary::{Canary, Share, Side, Tally, Verdict};
 use crate::guest_file::Digest;
+use crate::room::Need;
 use crate::sandbox::Sandbox;
+use crate::trial::Passed;
 
 /// One build of the guest.
 pub struct Version {
@@ -18,6 +20,8 @@ pub struct Version {
     /// Of the component.
     pub digest: Digest,
     pub(crate) sandbox: Sandbox,
+    /// What each of its connections takes.
+    pub(crate) need: Need,
     /// No new connection gets it.
     replaced: AtomicBool,
     /// Its connections have to end.
@@ -87,10 +91,10 @@ pub(crate) struct Judged {
 
 impl Versions {
     /// The first version.
-    pub fn new(sandbox: Sandbox, digest: Digest) -> Versions {
+    pub fn new(passed: Passed, digest: Digest) -> Versions {
         Versions(Mutex::new(State {
             count: 1,
-            current: version(1, sandbox, digest),
+            current: version(1, passed, digest),
             canary: None,
         }))
     }
@@ -132,9 +136,9 @@ impl Versions {
     }
 
     /// Makes a new version current. Returns it, and the one it replaces.
-    pub(crate) fn replace(&self, sandbox: Sandbox, digest: Digest) -> (Arc<Version>, Arc<Version>) {
+    pub(crate) fn replace(&self, passed: Passed, digest: Digest) -> (Arc<Version>, Arc<Version>) {
         let mut state = self.lock();
-        let new = state.add(sandbox, digest);
+        let new = state.add(passed, digest);
         let old = state.make_current(Arc::clone(&new));
         (new, old)
     }
@@ -142,13 +146,13 @@ impl Versions {
     /// Gives a new version its share of the connections first.
     pub(crate) fn try_out(
         &self,
-        sandbox: Sandbox,
+        passed: Passed,
         digest: Digest,
         share: Share,
         now: Instant,
     ) -> Arc<Version> {
         let mut state = self.lock();
-        let new = state.add(sandbox, digest);
+        let new = state.add(passed, digest);
         let canary = Canary::new(share, now);
         state.canary = Some((Arc::clone(&new), canary));
         new
@@ -189,9 +193,9 @@ impl Versions {
 }
 
 impl State {
-    fn add(&mut self, sandbox: Sandbox, digest: Digest) -> Arc<Version> {
+    fn add(&mut self, passed: Passed, digest: Digest) -> Arc<Version> {
         self.count += 1;
-        version(self.count, sandbox, digest)
+        version(self.count, passed, digest)
     }
 
     fn make_current(&mut self, version: Arc<Version>) -> Arc<Version> {
@@ -201,12 +205,26 @@ impl State {
     }
 }
 
-fn version(number: u64, sandbox: Sandbox, digest: Digest) -> Arc<Version> {
-    sandbox.claim_room();
+fn version(number: u64, passed: Passed, digest: Digest) -> Arc<Version> {
+    let need = passed.need();
+    let room = &passed.sandbox.runtime.room;
+    let most = passed.sandbox.runtime.limits.connections;
+    if let (connections, bound) = room.most(need)
+        && connections < most
+    {
+        let (bytes, memories) = (need.memory_bytes, need.memories);
+        tracing::warn!(
+            connections,
+            bytes,
+            memories,
+            "there is room for fewer connections than may be, for what each takes ({bound})"
+        );
+    }
     Arc::new(Version {
         number,
         digest,
-        sandbox,
+        sandbox: passed.sandbox,
+        need,
         replaced: AtomicBool::new(false),
         retired: AtomicBool::new(false),
     })

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use airlock::room::Need;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::support::{Client, PATIENCE, Server, eventually, installed};
@@ -273,7 +274,12 @@ fn a_connection_takes_no_more_mappings_than_are_reckoned() {
     let others = hold(CLIENTS);
     let mappings = server.mappings() - before;
     drop((first, others));
-    let reckoned = CLIENTS * airlock::capacity::mappings(1);
+    let need = Need {
+        memories: 1,
+        images: false,
+        memory_bytes: 0,
+    };
+    let reckoned = CLIENTS * need.mappings();
     eprintln!("{mappings} mappings; {reckoned} are reckoned");
     // Heaps of threads come and go.
     assert!(mappings <= reckoned + 20, "{mappings} and {reckoned}");

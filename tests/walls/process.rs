@@ -40,6 +40,11 @@ impl Server {
         maps.lines().count() as u64
     }
 
+    /// Without what is shared: files, and the images of guests' memories.
+    pub(crate) fn own_kib(&self) -> u64 {
+        self.status("RssAnon")
+    }
+
     pub(crate) fn threads(&self) -> u64 {
         self.status("Threads")
     }

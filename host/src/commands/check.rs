@@ -4,9 +4,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use airlock::capacity;
 use airlock::cli::Check;
 use airlock::guest_file::Digest;
+use airlock::limits::Limits;
 use airlock::logging::printable;
+use airlock::room::Room;
 use airlock::sandbox::Compiler;
 use airlock::trial::{self, Failed, Passed};
 use anyhow::Result;
@@ -26,10 +29,21 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode> {
     };
     let runtime = runtime(&options.guest, Compiler::this_program(true))?;
     let result = trial::run(&runtime, &file.bytes, &|| true);
+    let capacity = capacity::claim(1);
+    let limits = Limits {
+        mappings: capacity.mappings,
+        ..options
+            .guest
+            .limits(capacity.connections, capacity.guest_memory_bytes)
+    };
+    let room = Room::new(&limits);
     let report = if options.json {
-        format!("{:#}\n", as_json(file.digest, file.bytes.len(), &result))
+        format!(
+            "{:#}\n",
+            as_json(file.digest, file.bytes.len(), &result, &room)
+        )
     } else {
-        as_text(file.digest, file.bytes.len(), &result)
+        as_text(file.digest, file.bytes.len(), &result, &room)
     };
     io::stdout().write_all(report.as_bytes())?;
     Ok(match result {
@@ -38,7 +52,7 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode> {
     })
 }
 
-fn as_json(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> Value {
+fn as_json(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>, room: &Room) -> Value {
     match result {
         Err(error) => json!({
             "accepted": false,
@@ -55,12 +69,14 @@ fn as_json(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> Val
             "compile_seconds": passed.compile_time.as_secs_f64(),
             "instantiate_seconds": passed.instantiate_time.as_secs_f64(),
             "memory_bytes": passed.memory_bytes,
+            "connections": room.most(passed.need()).0,
+            "connections_bound_by": room.most(passed.need()).1,
             "greeting": passed.greeting,
         }),
     }
 }
 
-fn as_text(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> String {
+fn as_text(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>, room: &Room) -> String {
     let head = format!("sha256       {sha256}\nsize         {bytes} bytes\n");
     match result {
         Err(error) => format!("{head}refused      {}\n", printable(&error.to_string())),
@@ -74,12 +90,18 @@ fn as_text(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>) -> Str
                 format!("compiled in  {}\n", rounded(passed.compile_time)),
                 format!("instance in  {}\n", rounded(passed.instantiate_time)),
                 format!("memory       {} bytes\n", passed.memory_bytes),
+                most(room, passed),
                 format!("greeting     {greeting}\n"),
                 "accepted\n".to_owned(),
             ]
             .concat()
         }
     }
+}
+
+fn most(room: &Room, passed: &Passed) -> String {
+    let (most, bound) = room.most(passed.need());
+    format!("connections  {most} at once on this machine ({bound})\n")
 }
 
 fn list(title: &str, names: &[String]) -> String {

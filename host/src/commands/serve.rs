@@ -46,7 +46,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
         None => "cannot serve the built-in greeter".to_owned(),
         Some(path) => format!("cannot serve `{}`", path.display()),
     })?;
-    let versions = Arc::new(Versions::new(passed.sandbox, guest.digest));
+    let versions = Arc::new(Versions::new(passed, guest.digest));
     drop(guest.bytes);
     // The disk is the thread that writes them; it ends after the server.
     let (recordings, _disk) = match options.record.clone() {

@@ -1,21 +1,19 @@
 //! Bounds the memory of guests: of each instance, and of all together.
 
-use std::sync::Arc;
-
 use wasmtime::ResourceLimiter;
 
-use crate::budget::Budget;
+use crate::budget::Claim;
 use crate::limits::{self, Limits};
 
 /// A place in a table is a pointer.
 const ELEMENT_BYTES: u64 = 8;
 
-/// The memory of one instance, its tables, and what Wasmtime keeps for it. It remembers that the instance was refused some: a guest usually
-/// aborts then, and its trap does not say why.
+/// The memory of one instance, its tables, and what Wasmtime keeps for it. It remembers that the
+/// instance was refused some: a guest usually aborts then, and its trap does not say why.
 pub(crate) struct Memory {
     limit_bytes: usize,
     pub(crate) held_bytes: u64,
-    budget: Arc<Budget>,
+    claim: Claim,
     pub(crate) refused: Option<Refused>,
 }
 
@@ -34,11 +32,12 @@ pub enum Refused {
 }
 
 impl Memory {
-    pub(super) fn new(limits: &Limits, budget: &Arc<Budget>) -> Memory {
+    /// None yet; `claim` is what has been taken of that of all for it.
+    pub(super) fn new(limits: &Limits, claim: Claim) -> Memory {
         Memory {
             limit_bytes: limits.guest_memory_bytes,
             held_bytes: 0,
-            budget: Arc::clone(budget),
+            claim,
             refused: None,
         }
     }
@@ -46,22 +45,17 @@ impl Memory {
     /// Takes this much more, if it may.
     pub(crate) fn claim(&mut self, bytes: u64) -> Result<(), Refused> {
         let limit_bytes = self.limit_bytes;
-        let refused = if self.held_bytes.saturating_add(bytes) > limit_bytes as u64 {
+        let wanted = self.held_bytes.saturating_add(bytes);
+        let refused = if wanted > limit_bytes as u64 {
             Refused::Own { limit_bytes }
-        } else if !self.budget.take(bytes) {
+        } else if !self.claim.cover(wanted) {
             Refused::Total
         } else {
-            self.held_bytes += bytes;
+            self.held_bytes = wanted;
             return Ok(());
         };
         self.refused = Some(refused);
         Err(refused)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        self.budget.give_back(self.held_bytes);
     }
 }
 

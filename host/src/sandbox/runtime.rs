@@ -5,7 +5,6 @@
 //! (Or two: guests that start from a large image have one of their own, since whether memories
 //! begin as images is a setting of the engine.)
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,9 +19,8 @@ use super::guest_log::LogRate;
 use super::ticker::Ticker;
 use super::wasi::{self, State};
 use super::{RejectedGuest, reason};
-use crate::budget::Budget;
-use crate::capacity;
 use crate::limits::{self, Limits};
+use crate::room::Room;
 
 /// What guests may take, and the machines that they run on.
 pub struct Runtime {
@@ -30,11 +28,10 @@ pub struct Runtime {
     /// For guests that start from a large image; made with the first of them.
     machine_with_images: Mutex<Option<Arc<Machine>>>,
     pub(super) compiler: Compiler,
-    pub(crate) memory: Arc<Budget>,
+    pub(crate) room: Arc<Room>,
     pub(crate) environment: Arc<[(String, String)]>,
     pub(super) log: Arc<LogRate>,
     pub(crate) limits: Limits,
-    connections: AtomicUsize,
 }
 
 /// An engine with its pool, what guests may ask for, and the clock of calls.
@@ -68,46 +65,29 @@ impl Runtime {
         Ok(Arc::new(Runtime {
             machine: Arc::new(machine),
             machine_with_images: Mutex::default(),
-            memory: Budget::new(limits.total_guest_memory_bytes),
+            room: Arc::new(Room::new(&limits)),
             environment: environment.into(),
             log: LogRate::of_process(),
-            connections: AtomicUsize::new(limits.connections),
             compiler,
             limits,
         }))
     }
 
     /// The machine for a guest whose memories begin with this many bytes that are not zero.
-    pub(crate) fn machine_for(&self, image_bytes: u64) -> Result<Arc<Machine>, RejectedGuest> {
+    pub(crate) fn machine_for(&self, image_bytes: u64) -> Arc<Machine> {
         if image_bytes < limits::GUEST_IMAGE_BYTES {
-            return Ok(Arc::clone(&self.machine));
+            return Arc::clone(&self.machine);
         }
         let with_images = self.machine_with_images.lock();
         let mut with_images = with_images.unwrap_or_else(PoisonError::into_inner);
-        let machine = match with_images.take() {
-            Some(machine) => machine,
-            None => Arc::new(Machine::new(&self.limits, true)?),
-        };
-        Ok(Arc::clone(with_images.insert(machine)))
-    }
-
-    /// How many connections there may be. It can fall when a new version needs more for each, and
-    /// never rises: what the earlier one took stays mapped.
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
-    }
-
-    /// Lowers the cap on connections to what there is room for when instances have this many linear
-    /// memories.
-    pub(super) fn leave_room_for(&self, memories: u32) {
-        let room = self.limits.mappings / capacity::mappings(memories);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        if room < self.connections.fetch_min(room, Ordering::Relaxed) {
-            tracing::warn!(
-                "room for {room} connections, since each instance of the guest has {memories} \
-                 memories (vm.max_map_count)"
-            );
+        if with_images.is_none() {
+            // It is a matter of speed; without addresses for a second pool the first will do.
+            *with_images = Machine::new(&self.limits, true)
+                .inspect_err(|error| tracing::warn!("no images of guests' memories: {error}"))
+                .ok()
+                .map(Arc::new);
         }
+        Arc::clone(with_images.as_ref().unwrap_or(&self.machine))
     }
 }
 

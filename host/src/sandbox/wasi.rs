@@ -19,6 +19,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::LineServer;
 use crate::bindings::airlock::line::connection;
+use crate::budget::Claim;
 use crate::limits::{self, TICK};
 use crate::sandbox::Sandbox;
 use crate::sandbox::guest_log::{GuestLog, LogRate};
@@ -49,7 +50,7 @@ pub(crate) struct State {
 pub(crate) struct CallTimedOut;
 
 impl State {
-    pub(crate) fn new(sandbox: &Sandbox, client: Client) -> State {
+    pub(crate) fn new(sandbox: &Sandbox, client: Client, memory: Claim) -> State {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::GUEST_RESOURCES);
         let runtime = &sandbox.runtime;
@@ -60,7 +61,7 @@ impl State {
             stderr: None,
             log: Arc::clone(&sandbox.log),
             table,
-            memory: Memory::new(&runtime.limits, &runtime.memory),
+            memory: Memory::new(&runtime.limits, memory),
             ticks: sandbox.machine.ticker.ticks(),
             deadline: 0,
         }

@@ -1,0 +1,205 @@
+//! What open connections take of the process besides descriptors: memory mappings, of which the
+//! kernel has few, and the memory of guests. Whoever finds no room is turned away at the door, and
+//! what is open keeps what it has and a reserve to grow into.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::budget::{Budget, Claim};
+use crate::capacity::{MEMORY_MAPPINGS, THREAD_MAPPINGS};
+use crate::limits::{GUEST_RESERVE_SHARE, Limits};
+
+/// What one connection takes, which follows from its version of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Linear memories of an instance.
+    pub memories: u32,
+    /// Whether they begin as images.
+    pub images: bool,
+    /// Bytes that an instance has when it has greeted.
+    pub memory_bytes: u64,
+}
+
+impl Need {
+    /// Memory mappings, with those of its thread.
+    pub fn mappings(self) -> u64 {
+        THREAD_MAPPINGS + self.memory_mappings()
+    }
+
+    fn memory_mappings(self) -> u64 {
+        let each = MEMORY_MAPPINGS + u64::from(self.images);
+        each * u64::from(self.memories)
+    }
+}
+
+/// Why there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    /// The kernel would map no more memories and stacks.
+    #[error("as many memory mappings as may be are taken (vm.max_map_count)")]
+    Mappings,
+    /// The rest is for those that are open.
+    #[error("guests hold as much memory as leaves a reserve to them (--total-guest-memory)")]
+    Memory,
+}
+
+/// The room of one process.
+#[derive(Debug)]
+pub struct Room {
+    connections: usize,
+    mappings: u64,
+    memory_bytes: u64,
+    reserve_bytes: u64,
+    memory: Arc<Budget>,
+    /// Mappings of the memories of open connections.
+    open_mappings: AtomicU64,
+    /// The most that there were. Wasmtime keeps what it has mapped, for later instances.
+    kept_mappings: AtomicU64,
+}
+
+impl Room {
+    /// All of it, with these limits.
+    pub fn new(limits: &Limits) -> Room {
+        Room {
+            connections: limits.connections,
+            mappings: limits.mappings,
+            memory_bytes: limits.total_guest_memory_bytes,
+            reserve_bytes: limits.total_guest_memory_bytes / GUEST_RESERVE_SHARE,
+            memory: Budget::new(limits.total_guest_memory_bytes),
+            open_mappings: AtomicU64::new(0),
+            kept_mappings: AtomicU64::new(0),
+        }
+    }
+
+    /// How many connections of one version fit, and what to raise for more.
+    pub fn most(&self, need: Need) -> (usize, &'static str) {
+        let memory_bytes = self.memory_bytes - self.reserve_bytes;
+        let bounds = [
+            (self.connections as u64, "--max-connections"),
+            (self.mappings / need.mappings(), "vm.max_map_count"),
+            (
+                memory_bytes / need.memory_bytes.max(1),
+                "--total-guest-memory",
+            ),
+        ];
+        let (most, bound) = bounds
+            .into_iter()
+            .min_by_key(|&(most, _)| most)
+            .unwrap_or_default();
+        (usize::try_from(most).unwrap_or(usize::MAX), bound)
+    }
+
+    /// A seat for one more connection, where there are `threads` already, and the memory that its
+    /// instance begins with. To be called by one thread.
+    pub(crate) fn take(
+        self: &Arc<Room>,
+        need: Need,
+        threads: usize,
+    ) -> Result<(Seat, Claim), NoRoom> {
+        let mappings = need.memory_mappings();
+        let open_mappings = self.open_mappings.load(Ordering::Relaxed) + mappings;
+        let kept_mappings = self
+            .kept_mappings
+            .load(Ordering::Relaxed)
+            .max(open_mappings);
+        let thread_mappings = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
+        if thread_mappings.saturating_add(kept_mappings) > self.mappings {
+            return Err(NoRoom::Mappings);
+        }
+        let mut memory = self.no_memory();
+        if !memory.cover_leaving(need.memory_bytes, self.reserve_bytes) {
+            return Err(NoRoom::Memory);
+        }
+        self.open_mappings.fetch_add(mappings, Ordering::Relaxed);
+        self.kept_mappings.store(kept_mappings, Ordering::Relaxed);
+        let seat = Seat {
+            mappings,
+            room: Arc::clone(self),
+        };
+        Ok((seat, memory))
+    }
+
+    /// For an instance that takes its memory as it needs it.
+    pub(crate) fn no_memory(&self) -> Claim {
+        Claim::none(&self.memory)
+    }
+}
+
+/// One connection's part of the room, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    mappings: u64,
+    room: Arc<Room>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let open_mappings = &self.room.open_mappings;
+        open_mappings.fetch_sub(self.mappings, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Need = Need {
+        memories: 1,
+        images: false,
+        memory_bytes: 10,
+    };
+
+    const LARGE: Need = Need {
+        memories: 3,
+        images: true,
+        memory_bytes: 10,
+    };
+
+    fn room(mappings: u64, memory_bytes: u64) -> Arc<Room> {
+        Arc::new(Room::new(&Limits {
+            mappings,
+            ..Limits::new(1_000_000, memory_bytes)
+        }))
+    }
+
+    #[test]
+    fn new_connections_leave_a_reserve_to_those_that_are_open() {
+        let room = room(u64::MAX, 160);
+        assert_eq!(room.most(SMALL), (14, "--total-guest-memory"));
+        let mut seats: Vec<_> = (0..14).filter_map(|n| room.take(SMALL, n).ok()).collect();
+        assert_eq!(seats.len(), 14);
+        assert_eq!(room.take(SMALL, 14).err(), Some(NoRoom::Memory));
+        // What is open may have the reserve.
+        let (seat, mut memory) = seats.remove(0);
+        assert!(memory.cover(30) && !memory.cover(31));
+        drop((seat, memory));
+        assert!(room.take(SMALL, 14).is_ok());
+    }
+
+    #[test]
+    fn what_only_some_connections_took_lowers_the_room_of_the_others_by_no_more() {
+        let each = SMALL.mappings();
+        let room = room(100 * each, u64::MAX);
+        assert_eq!(room.most(SMALL), (100, "vm.max_map_count"));
+        // A version that needs more, tried on ten connections and rolled back.
+        let tried: Vec<_> = (0..10).filter_map(|n| room.take(LARGE, n).ok()).collect();
+        assert_eq!(tried.len(), 10);
+        drop(tried);
+        let mut seats = Vec::new();
+        while let Ok(seat) = room.take(SMALL, seats.len()) {
+            seats.push(seat);
+        }
+        assert_eq!(seats.len(), 100);
+    }
+
+    #[test]
+    fn threads_and_memories_never_take_more_mappings_than_there_are() {
+        let room = room(100, u64::MAX);
+        let seats: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
+        let taken = seats.len() as u64 * LARGE.mappings();
+        assert!(taken <= 100 && room.most(LARGE).0 == seats.len(), "{taken}");
+        drop(seats);
+        // Threads stay for a while, and so do the memories.
+        assert_eq!(room.take(LARGE, 100).err(), Some(NoRoom::Mappings));
+    }
+}
