@@ -8,10 +8,14 @@
 #![expect(clippy::print_stderr, reason = "it reports what it measured")]
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
+mod bombs;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
+#[path = "soak/compiling.rs"]
+mod compiling;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 #[path = "walls/process.rs"]
 mod process;

@@ -9,14 +9,16 @@
 )]
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
+mod bombs;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
-#[path = "walls/bombs.rs"]
-mod bombs;
 #[path = "walls/clients.rs"]
 mod clients;
+#[path = "walls/compiling.rs"]
+mod compiling;
 #[path = "walls/faults.rs"]
 mod faults;
 #[path = "walls/guests.rs"]
