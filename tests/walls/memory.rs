@@ -37,7 +37,7 @@ fn the_memory_that_guests_begin_with_bounds_the_connections_and_those_inside_may
         drop::<Client>(inside.remove(gone));
     }
     eventually("there is room again", || {
-        server.connect().ask("10 MiB") == ""
+        server.connect().ask("10 MiB").is_empty()
     });
     for client in &mut inside {
         client.send("exit");
