@@ -7,7 +7,8 @@ pub(crate) struct Bomb {
     pub(crate) causes: &'static [&'static str],
 }
 
-/// The figures are those of the attack that found them.
+/// As those of the attack that found them; two are larger, so that no machine and no build of the
+/// compiler is done with them in time.
 pub(crate) fn bombs() -> Vec<Bomb> {
     let bomb = |name, bytes, causes| Bomb {
         name,
@@ -33,12 +34,12 @@ pub(crate) fn bombs() -> Vec<Bomb> {
         ),
         bomb(
             "nested loops",
-            nested_loops(10_000, 2_000),
+            nested_loops(10_000, 20_000),
             &["--compile-memory", "--compile-timeout"],
         ),
         bomb(
             "table fills",
-            table_fills(100_000),
+            table_fills(300_000),
             &["--compile-memory", "--compile-timeout"],
         ),
     ]
@@ -114,7 +115,7 @@ fn function(locals: usize, code: &[u8]) -> Vec<u8> {
 }
 
 /// 3 bytes each.
-pub(crate) fn nested_loops(count: usize, locals: usize) -> Vec<u8> {
+fn nested_loops(count: usize, locals: usize) -> Vec<u8> {
     function(
         locals,
         &[[0x03, 0x40].repeat(count), [0x0b].repeat(count)].concat(),
@@ -122,7 +123,7 @@ pub(crate) fn nested_loops(count: usize, locals: usize) -> Vec<u8> {
 }
 
 /// `(table.fill 0 (i32.const 0) (ref.null func) (i32.const 10))`, one after the other.
-fn table_fills(count: usize) -> Vec<u8> {
+pub(crate) fn table_fills(count: usize) -> Vec<u8> {
     function(
         1,
         &[0x41, 0, 0xd0, 0x70, 0x41, 10, 0xfc, 0x11, 0].repeat(count),

@@ -40,9 +40,6 @@ const SPARE_ADDRESSES: u64 = 16 << 20;
 /// The same, before it has begun: the engine, what it compiles, and the threads of both.
 const START_ADDRESSES: u64 = 1 << 30;
 
-/// What the C library reserves for the heap of a thread, where there is as much.
-const ARENA_ADDRESSES: u64 = 64 << 20;
-
 /// Threads of other processes that share the machine's limits.
 const SPARE_THREADS: u64 = 1024;
 
@@ -74,7 +71,22 @@ pub struct Capacity {
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
 pub fn claim(files: u64) -> Capacity {
+    if addresses_left().is_some() {
+        share_the_heap();
+    }
     Capacity::of_machine(Path::new("/"), raise_open_files() / files)
+}
+
+/// Has all threads allocate from one heap. The C library reserves 64 MiB of addresses for a heap of
+/// each thread, at any time from its start on: where addresses are few, the next thread then finds
+/// none, though there were enough when it was asked.
+fn share_the_heap() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "there is no safe interface to mallopt")]
+    // SAFETY: it sets a number, under the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 impl Capacity {
@@ -127,7 +139,7 @@ impl Capacity {
         let memories =
             u64::from(limits::GUEST_MEMORIES) * (guest_memory_bytes + MEMORY_GUARD_BYTES);
         // Guests with images have a pool of their own.
-        let each = 2 * (memories + tables) + ARENA_ADDRESSES + THREAD_ADDRESSES + HEAP_ADDRESSES;
+        let each = 2 * (memories + tables) + THREAD_ADDRESSES + HEAP_ADDRESSES;
         // One more for the trial of a new version.
         let room = (self.addresses / each).saturating_sub(1);
         match usize::try_from(room) {

@@ -329,11 +329,13 @@ impl Loader {
             None => {
                 let (new, old) = self.versions.replace(passed, sha256);
                 tracing::info!(version = new.number, %sha256, ?compile_time, "new connections get a new version");
+                new.log_room();
                 self.grow_old(&old);
             }
             Some(share) => {
                 let new = self.versions.try_out(passed, sha256, share, Instant::now());
                 tracing::info!(version = new.number, %sha256, ?compile_time, percent = share.percent, time = ?share.time, "trying a new version on a share of the new connections");
+                new.log_room();
             }
         }
     }

@@ -51,7 +51,9 @@ pub struct Room {
     memory_bytes: u64,
     reserve_bytes: u64,
     memory: Arc<Budget>,
-    /// Mappings of the memories of open connections.
+    /// Open connections.
+    open: AtomicU64,
+    /// Mappings of their memories.
     open_mappings: AtomicU64,
     /// The most that there were. Wasmtime keeps what it has mapped, for later instances.
     kept_mappings: AtomicU64,
@@ -66,6 +68,7 @@ impl Room {
             memory_bytes: limits.total_guest_memory_bytes,
             reserve_bytes: limits.total_guest_memory_bytes / GUEST_RESERVE_SHARE,
             memory: Budget::new(limits.total_guest_memory_bytes),
+            open: AtomicU64::new(0),
             open_mappings: AtomicU64::new(0),
             kept_mappings: AtomicU64::new(0),
         }
@@ -73,7 +76,11 @@ impl Room {
 
     /// How many connections of one version fit, and what to raise for more.
     pub fn most(&self, need: Need) -> (usize, &'static str) {
-        let memory_bytes = self.memory_bytes - self.reserve_bytes;
+        // The first has nobody to leave a reserve to.
+        let memory_bytes = match self.memory_bytes - self.reserve_bytes {
+            rest if rest < need.memory_bytes => self.memory_bytes.min(need.memory_bytes),
+            rest => rest,
+        };
         let bounds = [
             (self.connections as u64, "--max-connections"),
             (self.mappings / need.mappings(), "vm.max_map_count"),
@@ -106,10 +113,15 @@ impl Room {
         if thread_mappings.saturating_add(kept_mappings) > self.mappings {
             return Err(NoRoom::Mappings);
         }
+        let reserve_bytes = match self.open.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.reserve_bytes,
+        };
         let mut memory = self.no_memory();
-        if !memory.cover_leaving(need.memory_bytes, self.reserve_bytes) {
+        if !memory.cover_leaving(need.memory_bytes, reserve_bytes) {
             return Err(NoRoom::Memory);
         }
+        self.open.fetch_add(1, Ordering::Relaxed);
         self.open_mappings.fetch_add(mappings, Ordering::Relaxed);
         self.kept_mappings.store(kept_mappings, Ordering::Relaxed);
         let seat = Seat {
@@ -134,8 +146,13 @@ pub(crate) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let open_mappings = &self.room.open_mappings;
+        let Room {
+            open,
+            open_mappings,
+            ..
+        } = &*self.room;
         open_mappings.fetch_sub(self.mappings, Ordering::Relaxed);
+        open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -174,6 +191,17 @@ mod tests {
         assert!(memory.cover(30) && !memory.cover(31));
         drop((seat, memory));
         assert!(room.take(SMALL, 14).is_ok());
+    }
+
+    #[test]
+    fn one_connection_has_all_the_memory_there_is() {
+        let room = room(u64::MAX, 10);
+        assert_eq!(room.most(SMALL), (1, "--total-guest-memory"));
+        let taken = room.take(SMALL, 0);
+        assert!(taken.is_ok());
+        assert_eq!(room.take(SMALL, 1).err(), Some(NoRoom::Memory));
+        drop(taken);
+        assert!(room.take(SMALL, 1).is_ok());
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub fn run(
     let address = listener.local_addr()?;
     let version = service.versions.current();
     tracing::info!(%address, version = version.number, sha256 = %version.digest, "waiting for connections");
+    version.log_room();
     drop(version);
     let connections = service.runtime.limits.connections;
     let service = Arc::new(service);

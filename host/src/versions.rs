@@ -34,6 +34,25 @@ impl Version {
         self.retired.load(Ordering::SeqCst)
     }
 
+    /// Says so when there is room for fewer of its connections than there may be.
+    pub(crate) fn log_room(&self) {
+        let Need {
+            memories,
+            memory_bytes,
+            ..
+        } = self.need;
+        let runtime = &self.sandbox.runtime;
+        let (connections, bound) = runtime.room.most(self.need);
+        if connections < runtime.limits.connections {
+            tracing::info!(
+                connections,
+                memory_bytes,
+                memories,
+                "room for fewer connections than may be, since each takes as much ({bound})"
+            );
+        }
+    }
+
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
     }
@@ -207,19 +226,6 @@ impl State {
 
 fn version(number: u64, passed: Passed, digest: Digest) -> Arc<Version> {
     let need = passed.need();
-    let room = &passed.sandbox.runtime.room;
-    let most = passed.sandbox.runtime.limits.connections;
-    if let (connections, bound) = room.most(need)
-        && connections < most
-    {
-        let (bytes, memories) = (need.memory_bytes, need.memories);
-        tracing::warn!(
-            connections,
-            bytes,
-            memories,
-            "there is room for fewer connections than may be, for what each takes ({bound})"
-        );
-    }
     Arc::new(Version {
         number,
         digest,

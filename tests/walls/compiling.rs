@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::bombs::{Bomb, bombs, nested_loops};
+use crate::bombs::{Bomb, bombs, table_fills};
 use crate::components::howdy;
 use crate::support::{AIRLOCK, Changing, Server, eventually, put, run};
 
@@ -90,7 +90,7 @@ fn a_bomb_through_hot_reload_ends_its_compiler_alone() {
 
 /// Compiles for as long as it is let.
 fn endless() -> Vec<u8> {
-    nested_loops(10_000, 2_000)
+    table_fills(300_000)
 }
 
 const PATIENT: &str = "--compile-timeout=1h";

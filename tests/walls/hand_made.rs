@@ -277,8 +277,8 @@ fn handles_tables_globals_and_elements_are_memory_too() {
         let server = server(&component, &options);
         let mut first = server.connect();
         assert_eq!(first.ask("fits"), "");
-        assert_eq!(server.connect().rest(), "error: the guest failed\n");
-        server.logged(&["the guest failed", "--total-guest-memory"]);
+        assert_eq!(server.connect().rest(), "error: too many connections\n");
+        server.logged(&["refusing connections", "--total-guest-memory"]);
     }
 }
 
