@@ -71,22 +71,7 @@ pub struct Capacity {
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
 pub fn claim(files: u64) -> Capacity {
-    if addresses_left().is_some() {
-        share_the_heap();
-    }
     Capacity::of_machine(Path::new("/"), raise_open_files() / files)
-}
-
-/// Has all threads allocate from one heap. The C library reserves 64 MiB of addresses for a heap of
-/// each thread, at any time from its start on: where addresses are few, the next thread then finds
-/// none, though there were enough when it was asked.
-fn share_the_heap() {
-    #[cfg(target_env = "gnu")]
-    #[expect(unsafe_code, reason = "there is no safe interface to mallopt")]
-    // SAFETY: it sets a number, under the allocator's own lock.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
 }
 
 impl Capacity {

@@ -29,6 +29,7 @@ mod connection;
 pub mod conversation;
 pub mod framing;
 pub mod guest_file;
+pub mod heap;
 mod interrupt;
 pub mod limits;
 pub mod listener;

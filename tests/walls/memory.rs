@@ -88,3 +88,29 @@ fn what_a_connection_writes_into_an_image_is_gone_with_it() {
     }
     assert_eq!(beside.ask("Ada"), "");
 }
+
+/// Of an instance its own memory is a part: there are globals and functions too.
+#[test]
+fn what_large_instances_took_is_given_back() {
+    let globals = "(global i32 (i32.const 1))".repeat(40_000);
+    let server = serve(
+        &component_with_memory(1, &format!("{globals} {}", doing(""))),
+        &[],
+    );
+    let hold = || -> Vec<_> {
+        let mut clients: Vec<_> = (0..40).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            assert_eq!(client.ask("Ada"), "");
+        }
+        clients
+    };
+    let before_kib = server.own_kib();
+    let clients = hold();
+    let held_kib = server.own_kib() - before_kib;
+    assert!(held_kib > 40 * 512, "{held_kib} KiB for 40");
+    drop(clients);
+    // With their threads, which wait for a while.
+    eventually("it is given back", || {
+        server.own_kib() - before_kib < 40 * 192
+    });
+}

@@ -15,7 +15,7 @@ use airlock::server::{self, Ended, Service};
 use airlock::shutdown::Shutdown;
 use airlock::takeover::{Door, Offer};
 use airlock::versions::Versions;
-use airlock::{GREETER, capacity, listener, logging, supervisor, trial};
+use airlock::{GREETER, capacity, heap, listener, logging, supervisor, trial};
 use anyhow::{Context, Result, anyhow, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -26,6 +26,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     if let Some(path) = cli::service_manager() {
         supervisor::tell_at(path)?;
     }
+    heap::settle();
     let capacity = capacity::claim(match options.record {
         None => 1,
         Some(_) => 2,
