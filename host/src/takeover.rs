@@ -5,9 +5,9 @@
 //! itself (`SCM_RIGHTS`), so both have the same queue of waiting connections. When the new one is
 //! ready,
 //!
-//! 1. it accepts, beside the old one, and says so ([`TAKE`]);
-//! 2. the old one asks whether it is still there ([`STILL`]);
-//! 3. the new one moves its own Unix socket to the place of the old one's, and says yes ([`YES`]);
+//! 1. it accepts, beside the old one, and says so (`TAKE`);
+//! 2. the old one asks whether it is still there (`STILL`);
+//! 3. the new one moves its own Unix socket to the place of the old one's, and says yes (`YES`);
 //! 4. the old one stops accepting, and closes.
 //!
 //! Nobody can know that their last word has arrived. So whoever does not know goes on accepting:
