@@ -33,6 +33,11 @@ pub(crate) fn bombs() -> Vec<Bomb> {
             &["nested too deeply", "--compile-memory"],
         ),
         bomb(
+            "doubling exports",
+            doubling_exports(18, 3),
+            &["cannot be loaded", "--compile-memory", "--compile-timeout"],
+        ),
+        bomb(
             "nested loops",
             nested_loops(10_000, 20_000),
             &["--compile-memory", "--compile-timeout"],
@@ -90,6 +95,22 @@ fn doubling_components(levels: usize) -> Vec<u8> {
         let instances = section(5, &[2, 0, 0, 0, 0, 0, 0]);
         component(&[section(4, &inner), instances])
     })
+}
+
+/// An instance that exports another one twice, which exports another one twice, and so on; and a
+/// component that has all of it a few times. Small for the compiler, and large for whoever loads it.
+fn doubling_exports(levels: usize, times: usize) -> Vec<u8> {
+    let mut inner = COMPONENT.to_vec();
+    inner.extend(section(5, &[1, 1, 0]));
+    for level in 0..levels {
+        let export = |name| [&[0, 1, name, 5], number(level).as_slice()].concat();
+        let exports = [vec![1, 1, 2], export(b'a'), export(b'b')].concat();
+        inner.extend(section(5, &exports));
+    }
+    let last = [&[1, 0, 1, b'z', 5], number(levels - 1).as_slice(), &[0]].concat();
+    inner.extend(section(11, &last));
+    let instances = [number(times), [0, 0, 0].repeat(times)].concat();
+    component(&[section(4, &inner), section(5, &instances)])
 }
 
 /// Wasmtime takes a thousand in one place.

@@ -137,10 +137,10 @@ pub struct GuestOptions {
 
     /// How long compiling the guest may take
     #[arg(long, env = "AIRLOCK_COMPILE_TIMEOUT", value_name = "TIME")]
-    #[arg(default_value = "60s", value_parser = time)]
+    #[arg(default_value = "5m", value_parser = time)]
     pub compile_timeout: humantime::Duration,
 
-    /// The most memory for compiling the guest
+    /// The most memory for compiling the guest; a server takes half of the memory there is at most
     #[arg(long, env = "AIRLOCK_COMPILE_MEMORY", value_name = "SIZE")]
     #[arg(default_value = "2GiB", value_parser = compile_memory)]
     pub compile_memory: ByteSize,
@@ -354,6 +354,12 @@ impl Serve {
             line_time: self.line_timeout.into(),
             write_time: self.write_timeout.into(),
             drain_time: self.lifecycle.drain_timeout.into(),
+            // Where there is less, the kernel would end more than the compiler.
+            compile_memory_bytes: self
+                .guest_options
+                .compile_memory
+                .as_u64()
+                .min(capacity.guest_memory_bytes),
             ..self.guest_options.limits(connections, total_memory)
         })
     }
@@ -554,12 +560,12 @@ mod tests {
         let capacity = Capacity {
             connections: 1000,
             bound: "nothing",
-            guest_memory_bytes: 1 << 30,
+            guest_memory_bytes: 4 << 30,
             mappings: u64::MAX,
             addresses: u64::MAX,
         };
         let options = Cli::parse_from(["airlock"]).serve;
-        assert_eq!(options.limits(capacity), Ok(Limits::new(1000, 1 << 30)));
+        assert_eq!(options.limits(capacity), Ok(Limits::new(1000, 4 << 30)));
     }
 
     #[test]

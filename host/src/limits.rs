@@ -180,9 +180,10 @@ pub const LINGER_TIME: Duration = Duration::from_secs(1);
 /// How long a drain waits for the messages in progress.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 
-/// How long compiling a guest may take. A Python guest of 18 MiB takes 13 s on two busy cores.
-/// Protects the processors from files.
-pub const COMPILE_TIME: Duration = Duration::from_secs(60);
+/// How long compiling a guest may take. A Python guest of 18 MiB takes 13 s on two cores, and far
+/// longer where others use them, since it has the lowest priority. Protects the processors from
+/// files, and the start from never ending.
+pub const COMPILE_TIME: Duration = Duration::from_secs(5 * 60);
 
 /// Bytes of addresses for the process that compiles a guest. A Python guest of 18 MiB takes 600 MiB.
 /// Protects the machine's memory from files.
@@ -191,6 +192,15 @@ pub const COMPILE_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// Bytes of a compiled guest: twice the largest component, as a Python guest has. Protects the
 /// server's memory from files.
 pub const COMPILED_BYTES: usize = 256 * 1024 * 1024;
+
+/// Bytes of addresses for the process that tries to load what was compiled, beside four times its
+/// size: itself, and 64 MiB for what is in it. A few hundred bytes can ask for gigabytes there too.
+/// Protects the server's memory from files.
+pub const LOAD_MEMORY_BYTES: u64 = 192 * 1024 * 1024;
+
+/// Bytes of a compiled guest that the cache keeps; a larger one is compiled at each start. Protects
+/// the disk.
+pub const CACHED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Threads that compile one guest. More would take more memory, and the processors from guests that
 /// serve.

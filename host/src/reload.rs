@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::canary::{Share, Verdict};
 use crate::guest_file::{Digest, Fingerprint, GuestFile};
 use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME};
+use crate::logging::Recurring;
 use crate::sandbox::{RejectedGuest, Runtime};
 use crate::shutdown::Shutdown;
 use crate::supervisor;
@@ -93,6 +94,7 @@ impl Reload {
             ordered: false,
             unsettled: None,
             rolled_back: None,
+            unchanged: Recurring::new(),
             replaced: Vec::new(),
         };
         thread::Builder::new()
@@ -167,6 +169,8 @@ struct Loader {
     unsettled: Option<(Fingerprint, Instant)>,
     /// What failed on connections; it is not tried again.
     rolled_back: Option<Digest>,
+    /// Orders to load the file that is served.
+    unchanged: Recurring,
     /// Versions whose connections may have to end, and when.
     replaced: Vec<(Instant, Weak<Version>)>,
 }
@@ -284,7 +288,7 @@ impl Loader {
                     "withdrawn: the file is the current version's again"
                 );
                 self.grow_old(&candidate);
-            } else if self.ordered {
+            } else if self.ordered && self.unchanged.again().is_some() {
                 tracing::info!(version = current.number, %sha256, "the guest's file has not changed");
             }
             return;

@@ -53,10 +53,17 @@ pub struct Room {
     memory: Arc<Budget>,
     /// Open connections.
     open: AtomicU64,
-    /// Mappings of their memories.
-    open_mappings: AtomicU64,
+    /// Of guests without images, and of those with.
+    pools: [Pool; 2],
+}
+
+/// Memory mappings of the instances of one engine.
+#[derive(Debug, Default)]
+struct Pool {
+    /// Of open connections.
+    open: AtomicU64,
     /// The most that there were. Wasmtime keeps what it has mapped, for later instances.
-    kept_mappings: AtomicU64,
+    kept: AtomicU64,
 }
 
 impl Room {
@@ -69,8 +76,7 @@ impl Room {
             reserve_bytes: limits.total_guest_memory_bytes / GUEST_RESERVE_SHARE,
             memory: Budget::new(limits.total_guest_memory_bytes),
             open: AtomicU64::new(0),
-            open_mappings: AtomicU64::new(0),
-            kept_mappings: AtomicU64::new(0),
+            pools: Default::default(),
         }
     }
 
@@ -104,13 +110,13 @@ impl Room {
         threads: usize,
     ) -> Result<(Seat, Claim), NoRoom> {
         let mappings = need.memory_mappings();
-        let open_mappings = self.open_mappings.load(Ordering::Relaxed) + mappings;
-        let kept_mappings = self
-            .kept_mappings
-            .load(Ordering::Relaxed)
-            .max(open_mappings);
+        let ours = usize::from(need.images);
+        let pool = &self.pools[ours];
+        let open = pool.open.load(Ordering::Relaxed) + mappings;
+        let kept = pool.kept.load(Ordering::Relaxed).max(open);
+        let others = self.pools[1 - ours].kept.load(Ordering::Relaxed);
         let thread_mappings = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
-        if thread_mappings.saturating_add(kept_mappings) > self.mappings {
+        if thread_mappings.saturating_add(kept + others) > self.mappings {
             return Err(NoRoom::Mappings);
         }
         let reserve_bytes = match self.open.load(Ordering::Relaxed) {
@@ -122,9 +128,10 @@ impl Room {
             return Err(NoRoom::Memory);
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.open_mappings.fetch_add(mappings, Ordering::Relaxed);
-        self.kept_mappings.store(kept_mappings, Ordering::Relaxed);
+        pool.open.fetch_add(mappings, Ordering::Relaxed);
+        pool.kept.store(kept, Ordering::Relaxed);
         let seat = Seat {
+            pool: ours,
             mappings,
             room: Arc::clone(self),
         };
@@ -140,19 +147,16 @@ impl Room {
 /// One connection's part of the room, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
+    pool: usize,
     mappings: u64,
     room: Arc<Room>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let Room {
-            open,
-            open_mappings,
-            ..
-        } = &*self.room;
-        open_mappings.fetch_sub(self.mappings, Ordering::Relaxed);
-        open.fetch_sub(1, Ordering::Relaxed);
+        let pool = &self.room.pools[self.pool];
+        pool.open.fetch_sub(self.mappings, Ordering::Relaxed);
+        self.room.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -210,7 +214,11 @@ mod tests {
         let room = room(100 * each, u64::MAX);
         assert_eq!(room.most(SMALL), (100, "vm.max_map_count"));
         // A version that needs more, tried on ten connections and rolled back.
-        let tried: Vec<_> = (0..10).filter_map(|n| room.take(LARGE, n).ok()).collect();
+        let larger = Need {
+            memories: 3,
+            ..SMALL
+        };
+        let tried: Vec<_> = (0..10).filter_map(|n| room.take(larger, n).ok()).collect();
         assert_eq!(tried.len(), 10);
         drop(tried);
         let mut seats = Vec::new();
@@ -218,6 +226,17 @@ mod tests {
             seats.push(seat);
         }
         assert_eq!(seats.len(), 100);
+    }
+
+    #[test]
+    fn what_one_engine_keeps_is_not_there_for_the_other() {
+        let room = room(1000, u64::MAX);
+        let seats: Vec<_> = (0..100).map_while(|n| room.take(SMALL, n).ok()).collect();
+        assert_eq!(seats.len(), 100);
+        drop(seats);
+        let seats: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
+        let taken = seats.len() as u64 * LARGE.mappings() + 100 * SMALL.memory_mappings();
+        assert!(taken <= 1000 && !seats.is_empty(), "{taken}");
     }
 
     #[test]

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use wasmparser::{Parser, Payload};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Engine, Store};
@@ -29,7 +28,6 @@ use crate::limits::{self, Limits};
 use crate::logging::printable;
 use crate::room::Need;
 pub use compiler::Compiler;
-use compiler::child::Settings;
 use guest_log::LogRate;
 pub use memory::Refused;
 pub(crate) use runtime::Machine;
@@ -85,6 +83,9 @@ pub enum RejectedGuest {
         limits::COMPILED_BYTES
     )]
     CompiledBytes,
+    /// Its code would take too much memory here.
+    #[error("it cannot be loaded: what is in it takes too much memory")]
+    Load,
     /// The compiler died over it otherwise.
     #[error("it cannot be compiled: the compiler died of it ({0})")]
     CompilerDied(String),
@@ -136,12 +137,16 @@ impl Sandbox {
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
-        let machine = runtime.machine_for(image_bytes(component));
-        let instance_bytes = instance_size::bytes(component);
-        let component = runtime
+        let machine = |images| runtime.machine(images);
+        let loaded = runtime
             .compiler
             .compile(&machine, &runtime.limits, component, wanted)?;
-        Sandbox::link(runtime, machine, &component, instance_bytes)
+        Sandbox::link(
+            runtime,
+            loaded.machine,
+            &loaded.component,
+            loaded.instance_bytes,
+        )
     }
 
     /// The second half of that.
@@ -219,27 +224,16 @@ impl Sandbox {
     }
 }
 
-/// How many bytes the linear memories of a component begin with: its segments of data.
-fn image_bytes(component: &[u8]) -> u64 {
-    let sections = Parser::new(0).parse_all(component);
-    // What is no component has none, and is refused by others.
-    let sections = sections.map_while(Result::ok).map(|section| match section {
-        Payload::DataSection(segments) => segments.range().len() as u64,
-        _ => 0,
-    });
-    sections.sum()
-}
-
 /// Wasmtime refuses a component with too large a memory in words that name none of our options;
 /// the sizes can be asked for where there is no pool.
 fn why_too_large(
-    settings: Settings,
+    machine: &Machine,
     limits: &Limits,
     compiled: &[u8],
     error: &wasmtime::Error,
 ) -> RejectedGuest {
     const PAGE_BYTES: u64 = 64 * 1024;
-    let needed_pages = Engine::new(&runtime::config(settings))
+    let needed_pages = Engine::new(&runtime::config(machine.settings))
         .and_then(|engine| compiler::load(&engine, compiled))
         .ok()
         .and_then(|component| component.resources_required()?.max_initial_memory_size)
@@ -263,5 +257,7 @@ fn reason(reject: fn(String) -> RejectedGuest) -> impl FnOnce(wasmtime::Error) -
 pub(crate) fn one_line(error: &wasmtime::Error) -> String {
     let text = format!("{error:#}");
     let words: Vec<_> = text.split_whitespace().collect();
-    printable(&words.join(" "))
+    let mut line = words.join(" ");
+    line.truncate(line.floor_char_boundary(limits::LOG_LINE_BYTES));
+    printable(&line)
 }

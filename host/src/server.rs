@@ -206,7 +206,12 @@ impl Server<'_> {
         let room = &runtime.room;
         let (seat, memory) = match room.take(place.version.need, self.threads.live()) {
             Ok(taken) => taken,
-            Err(none) => return self.refuse(&stream, &none.to_string()),
+            Err(none) => {
+                // A new version that needs more than there is has failed whom it was given.
+                place.begin();
+                place.fail();
+                return self.refuse(&stream, &none.to_string());
+            }
         };
         self.accepted = id;
         place.begin();

@@ -539,7 +539,7 @@ mod tests {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
         let runtime = Runtime::new(Vec::new(), LIMITS.clone(), compiler).expect("a runtime");
-        let machine = runtime.machine_for(0);
+        let machine = runtime.machine(false);
         let component = Component::from_binary(&machine.engine, component).expect("a component");
         Sandbox::link(&runtime, machine, &component, 0).expect("a guest")
     }

@@ -1,9 +1,12 @@
 //! Compiling hostile files: what they do to the compiler, and to nobody else.
 
 use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
 
 use crate::bombs::{Bomb, bombs, table_fills};
@@ -188,4 +191,41 @@ fn a_compilation_that_takes_its_time_is_spoken_of() {
     changing.replace(&bomb);
     let bytes = format!("bytes={}", bomb.len());
     changing.server.logged(&["compiling the guest", &bytes]);
+}
+
+/// As units of systemd and containers have it.
+#[test]
+#[expect(
+    unsafe_code,
+    reason = "there is no safe way to put a filter around a program"
+)]
+fn a_filter_of_system_calls_around_the_server_stops_no_compiler() {
+    let denied = [libc::SYS_seccomp, libc::SYS_setpriority];
+    let filter: BpfProgram = SeccompFilter::new(
+        denied.map(|call| (call, Vec::new())).into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    )
+    .unwrap()
+    .try_into()
+    .unwrap();
+    let mut command = Command::new(AIRLOCK);
+    // SAFETY: between fork and exec it only makes two system calls.
+    unsafe {
+        command.pre_exec(move || seccompiler::apply_filter(&filter).map_err(io::Error::other))
+    };
+    // Nothing has been compiled before.
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start_command(command.env("XDG_CACHE_HOME", cache.path()));
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
+}
+
+#[test]
+fn a_limit_below_the_compilers_bounds_stops_no_compiler() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -t 60; exec \"$@\"", "sh", AIRLOCK]);
+    let server = Server::start_command(command.env("XDG_CACHE_HOME", cache.path()));
+    assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
 }

@@ -19,6 +19,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,11 @@ use wasmtime::component::Component;
 use wasmtime_internal_cache::{Cache, CacheConfig, ModuleCacheEntry};
 
 use super::{Machine, RejectedGuest};
-use crate::limits::{COMPILE_THREADS, COMPILED_BYTES, Limits};
-use child::Settings;
+use crate::limits::{
+    CACHED_BYTES, COMPILE_THREADS, COMPILED_BYTES, GUEST_IMAGE_BYTES, LOAD_MEMORY_BYTES, Limits,
+};
+use crate::logging::printable;
+use child::Compiled;
 
 /// How often a compilation is asked whether its result is still wanted.
 const LOOK_TIME: Duration = Duration::from_millis(20);
@@ -72,34 +76,83 @@ impl Compiler {
         Compiler::new("/proc/self/exe", anew)
     }
 
-    /// A component that has been compiled for `machine`, now or earlier. It is given up when it is no
-    /// longer `wanted`, which is asked all the time.
+    /// A component that is ready to be linked, compiled now or earlier; what an instance takes; and
+    /// the machine to run it on, of those that `machine` gives. It is given up when it is no longer
+    /// `wanted`, which is asked all the time.
     pub(super) fn compile(
         &self,
-        machine: &Machine,
+        machine: &dyn Fn(bool) -> Arc<Machine>,
         limits: &Limits,
         component: &[u8],
         wanted: &dyn Fn() -> bool,
-    ) -> Result<Component, RejectedGuest> {
-        let Machine {
-            engine, settings, ..
-        } = machine;
+    ) -> Result<Loaded, RejectedGuest> {
         let anew = || {
-            let compiled = Compilation::run(&self.program, *settings, limits, component, wanted)?;
-            load(engine, &compiled)
-                .map_err(|error| super::why_too_large(*settings, limits, &compiled, &error))
+            let task = |input: &[u8], memory_bytes, load| {
+                Compilation::run(&self.program, limits, input, memory_bytes, load, wanted)
+            };
+            let output = task(component, limits.compile_memory_bytes, false)?;
+            // Before it is done here: what it takes to load it is the file's business too.
+            let load_bytes = LOAD_MEMORY_BYTES + 4 * output.len() as u64;
+            task(&output, load_bytes, true).map_err(|error| match error {
+                RejectedGuest::CompileMemory(_) => RejectedGuest::Load,
+                other => other,
+            })?;
+            let nothing = || RejectedGuest::CompilerDied("it answered nothing".to_owned());
+            let compiled = Compiled::read(output).ok_or_else(nothing)?;
+            let machine = machine(compiled.images);
+            Loaded::new(machine, &compiled).map_err(|(machine, error)| {
+                super::why_too_large(&machine, limits, &compiled.code, &error)
+            })
         };
         let key = Key {
-            engine,
+            engine: &machine(false).engine,
             component,
+            machine,
             anew: &anew,
         };
         ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
             &key,
             |key| (key.anew)(),
-            |_, component| component.serialize().ok(),
-            |key, compiled| load(key.engine, &compiled).ok(),
+            |_, loaded| loaded.to_be_kept(),
+            |key, bytes| {
+                let compiled = Compiled::read(bytes)?;
+                Loaded::new((key.machine)(compiled.images), &compiled).ok()
+            },
         )
+    }
+}
+
+/// A component in this process.
+pub(super) struct Loaded {
+    pub(super) component: Component,
+    pub(super) machine: Arc<Machine>,
+    /// What an instance takes besides its memories and tables.
+    pub(super) instance_bytes: u64,
+}
+
+impl Loaded {
+    fn new(
+        machine: Arc<Machine>,
+        compiled: &Compiled,
+    ) -> Result<Loaded, (Arc<Machine>, wasmtime::Error)> {
+        match load(&machine.engine, &compiled.code) {
+            Ok(component) => Ok(Loaded {
+                component,
+                machine,
+                instance_bytes: compiled.instance_bytes,
+            }),
+            Err(error) => Err((machine, error)),
+        }
+    }
+
+    /// What the cache keeps: nothing so large that a few of them would fill it.
+    fn to_be_kept(&self) -> Option<Vec<u8>> {
+        let compiled = Compiled {
+            images: self.machine.settings.images,
+            instance_bytes: self.instance_bytes,
+            code: self.component.serialize().ok()?,
+        };
+        (compiled.code.len() <= CACHED_BYTES).then(|| compiled.write())
     }
 }
 
@@ -107,11 +160,15 @@ impl Compiler {
 struct Key<'a> {
     engine: &'a Engine,
     component: &'a [u8],
-    anew: &'a dyn Fn() -> Result<Component, RejectedGuest>,
+    machine: &'a dyn Fn(bool) -> Arc<Machine>,
+    anew: &'a dyn Fn() -> Result<Loaded, RejectedGuest>,
 }
 
 impl Hash for Key<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
+        // What stands before the code follows from this program.
+        env!("CARGO_PKG_VERSION").hash(state);
+        GUEST_IMAGE_BYTES.hash(state);
         self.engine.precompile_compatibility_hash().hash(state);
         self.component.hash(state);
     }
@@ -128,25 +185,29 @@ pub(super) fn load(engine: &Engine, compiled: &[u8]) -> wasmtime::Result<Compone
 /// A child at work. Dropped, it is ended.
 struct Compilation {
     child: Child,
-    compiled: Vec<u8>,
+    output: Vec<u8>,
     message: Vec<u8>,
 }
 
 impl Compilation {
+    /// Gives a child its `input`, and returns its output.
     fn run(
         program: &PathBuf,
-        settings: Settings,
         limits: &Limits,
-        component: &[u8],
+        input: &[u8],
+        memory_bytes: u64,
+        load: bool,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Vec<u8>, RejectedGuest> {
         let started = Instant::now();
         let mut compilation =
-            Compilation::start(program, settings, limits).map_err(RejectedGuest::NoCompiler)?;
+            Compilation::start(program, child::arguments(limits, memory_bytes, load))
+                .map_err(RejectedGuest::NoCompiler)?;
         let deadline = started + limits.compile_time;
         let spoken = started + SILENT_TIME;
         let mut silent = true;
-        let mut input = Input::new(compilation.child.stdin.take(), component);
+        let bytes = input.len();
+        let mut input = Input::new(compilation.child.stdin.take(), input);
         while !compilation.has_answered() {
             let now = Instant::now();
             if !wanted() {
@@ -157,12 +218,12 @@ impl Compilation {
             }
             if silent && now >= spoken {
                 silent = false;
-                tracing::info!(bytes = component.len(), "compiling the guest");
+                tracing::info!(bytes, "compiling the guest");
             }
             compilation
                 .exchange(&mut input)
                 .map_err(RejectedGuest::NoCompiler)?;
-            if compilation.compiled.len() > COMPILED_BYTES {
+            if compilation.output.len() > COMPILED_BYTES {
                 return Err(RejectedGuest::CompiledBytes);
             }
         }
@@ -171,16 +232,16 @@ impl Compilation {
                 if !silent {
                     tracing::info!(time = ?started.elapsed(), "compiled the guest");
                 }
-                Ok(std::mem::take(&mut compilation.compiled))
+                Ok(std::mem::take(&mut compilation.output))
             }
             Ok(status) => Err(compilation.failure(status, limits)),
             Err(error) => Err(RejectedGuest::NoCompiler(error)),
         }
     }
 
-    fn start(program: &PathBuf, settings: Settings, limits: &Limits) -> io::Result<Compilation> {
+    fn start(program: &PathBuf, arguments: Vec<String>) -> io::Result<Compilation> {
         let mut child = Command::new(program)
-            .args(settings.arguments(limits))
+            .args(arguments)
             .env_clear()
             // Each takes addresses for a heap of its own, and a large machine has many cores.
             .env("RAYON_NUM_THREADS", COMPILE_THREADS.to_string())
@@ -193,7 +254,7 @@ impl Compilation {
         }
         Ok(Compilation {
             child,
-            compiled: Vec::new(),
+            output: Vec::new(),
             message: Vec::new(),
         })
     }
@@ -227,7 +288,7 @@ impl Compilation {
             next(input.pipe.is_some()),
         );
         if answers {
-            take(stdout, &mut self.compiled, usize::MAX)?;
+            take(stdout, &mut self.output, usize::MAX)?;
         }
         if speaks {
             take(stderr, &mut self.message, MESSAGE_BYTES)?;
@@ -260,14 +321,18 @@ impl Compilation {
             "Cannot allocate memory",
             "out of memory",
         ];
-        if out_of_memory.iter().any(|words| message.contains(words)) {
-            return RejectedGuest::CompileMemory(ByteSize(limits.compile_memory_bytes));
-        }
+        let out_of_memory = out_of_memory.iter().any(|words| message.contains(words));
         match (status.code(), status.signal()) {
-            (Some(child::REFUSED), _) => RejectedGuest::Invalid(message),
+            // Also what it says of a component may be that it has found no memory for it.
+            (Some(child::REFUSED), _) if !message.starts_with("out of memory") => {
+                RejectedGuest::Invalid(message)
+            }
+            _ if out_of_memory => {
+                RejectedGuest::CompileMemory(ByteSize(limits.compile_memory_bytes))
+            }
             (_, Some(SIGXCPU)) => RejectedGuest::CompileTime(limits.compile_time),
             (_, Some(SIGABRT)) if message.contains("overflowed its stack") => RejectedGuest::Nested,
-            _ => RejectedGuest::CompilerDied(format!("{status}: {message}")),
+            _ => RejectedGuest::CompilerDied(printable(&format!("{status}: {message}"))),
         }
     }
 }

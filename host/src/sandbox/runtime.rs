@@ -73,9 +73,9 @@ impl Runtime {
         }))
     }
 
-    /// The machine for a guest whose memories begin with this many bytes that are not zero.
-    pub(crate) fn machine_for(&self, image_bytes: u64) -> Arc<Machine> {
-        if image_bytes < limits::GUEST_IMAGE_BYTES {
+    /// The machine for a guest whose memories begin as images, or as copies.
+    pub(crate) fn machine(&self, images: bool) -> Arc<Machine> {
+        if !images {
             return Arc::clone(&self.machine);
         }
         let with_images = self.machine_with_images.lock();

@@ -46,11 +46,12 @@ pub(super) fn check(engine: &Engine, component: &Component) -> Result<(), Mismat
         let Some(item) = exported.get_export(engine, function) else {
             continue;
         };
-        let has = match item.ty {
+        let mut has = match item.ty {
             ComponentItem::ComponentFunc(function) => show_function(&function),
             _ => "no function".to_owned(),
         };
         if has != wants {
+            has.truncate(has.floor_char_boundary(2 * SHOWN_BYTES));
             let name = format!("{interface}#{function}");
             return Err(Mismatch { name, has, wants });
         }

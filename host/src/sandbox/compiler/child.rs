@@ -1,4 +1,8 @@
 //! The child's side: what the hidden command `airlock compile` does.
+//!
+//! There are two tasks, each for a process of its own: to compile a component, and to load what came
+//! of it as the server will. Loading is what a few hundred bytes can make expensive too, and is tried
+//! where that does no harm.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -8,8 +12,8 @@ use clap::Args;
 use wasmtime::Engine;
 
 use super::confinement::{self, Bounds};
-use crate::limits::{COMPILE_STACK_BYTES, COMPILE_THREADS, Limits};
-use crate::sandbox::{one_line, runtime};
+use crate::limits::{COMPILE_STACK_BYTES, COMPILE_THREADS, GUEST_IMAGE_BYTES, Limits};
+use crate::sandbox::{instance_size, one_line, runtime};
 
 /// The exit status when the component is at fault; standard error says why.
 pub(super) const REFUSED: i32 = 3;
@@ -17,66 +21,101 @@ pub(super) const REFUSED: i32 = 3;
 /// All that the child has to know, as its command line has it.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Compile {
-    /// What the code depends on.
-    #[command(flatten)]
-    settings: Settings,
+    #[arg(long)]
+    guest_memory_bytes: usize,
     #[arg(long)]
     memory_bytes: u64,
     #[arg(long)]
     processor_seconds: u64,
+    /// Load what has been compiled.
+    #[arg(long)]
+    load: bool,
+}
+
+/// The command line of a child that has this much memory.
+pub(super) fn arguments(limits: &Limits, memory_bytes: u64, load: bool) -> Vec<String> {
+    let processor_time = limits.compile_time * COMPILE_THREADS;
+    let mut arguments = vec![
+        "compile".to_owned(),
+        format!("--guest-memory-bytes={}", limits.guest_memory_bytes),
+        format!("--memory-bytes={memory_bytes}"),
+        format!("--processor-seconds={}", processor_time.as_secs() + 1),
+    ];
+    if load {
+        arguments.push("--load".to_owned());
+    }
+    arguments
 }
 
 /// What compiled code depends on besides the component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// `--guest-memory`.
-    #[arg(long)]
     pub(in crate::sandbox) guest_memory_bytes: usize,
     /// Memories begin as copy-on-write images.
-    #[arg(long)]
     pub(in crate::sandbox) images: bool,
 }
 
-impl Settings {
-    /// The command line of a child with these bounds.
-    pub(super) fn arguments(self, limits: &Limits) -> Vec<String> {
-        let processor_time = limits.compile_time * COMPILE_THREADS;
-        let processor_seconds = processor_time.as_secs() + 1;
-        let mut arguments = vec![
-            "compile".to_owned(),
-            format!("--guest-memory-bytes={}", self.guest_memory_bytes),
-            format!("--memory-bytes={}", limits.compile_memory_bytes),
-            format!("--processor-seconds={processor_seconds}"),
-        ];
-        if self.images {
-            arguments.push("--images".to_owned());
-        }
-        arguments
+/// A compiled component, and what the server has to know of it beforehand.
+pub(in crate::sandbox) struct Compiled {
+    pub(in crate::sandbox) images: bool,
+    /// What an instance takes besides its memories and tables.
+    pub(in crate::sandbox) instance_bytes: u64,
+    /// Wasmtime's serialized form.
+    pub(in crate::sandbox) code: Vec<u8>,
+}
+
+impl Compiled {
+    /// Bytes of what stands before the code.
+    const HEAD_BYTES: usize = 9;
+
+    pub(super) fn write(&self) -> Vec<u8> {
+        let images = [u8::from(self.images)];
+        let instance_bytes = self.instance_bytes.to_le_bytes();
+        [&images, instance_bytes.as_slice(), &self.code].concat()
+    }
+
+    /// `None` of what is not whole.
+    pub(super) fn read(mut bytes: Vec<u8>) -> Option<Compiled> {
+        let (images, rest) = bytes.split_first()?;
+        let compiled = Compiled {
+            images: *images != 0,
+            instance_bytes: u64::from_le_bytes(*rest.first_chunk()?),
+            code: Vec::new(),
+        };
+        bytes.drain(..Compiled::HEAD_BYTES);
+        Some(Compiled {
+            code: bytes,
+            ..compiled
+        })
     }
 }
 
-/// Compiles what is on standard input to standard output.
+/// Compiles what is on standard input to standard output, or loads it.
 ///
 /// # Errors
 /// The process cannot be confined, or its pipes are broken. The component's own faults are an exit
 /// status.
 pub fn run(options: Compile) -> io::Result<ExitCode> {
-    let bounds = Bounds {
+    confinement::enter(Bounds {
         memory_bytes: options.memory_bytes,
         processor_seconds: options.processor_seconds,
-    };
-    confinement::enter(bounds)?;
-    let mut component = Vec::new();
-    io::stdin().read_to_end(&mut component)?;
+        executes: options.load,
+    })?;
+    let mut input = Vec::new();
+    io::stdin().read_to_end(&mut input)?;
     // Whatever `ulimit -s` says.
     let thread = thread::Builder::new().stack_size(COMPILE_STACK_BYTES);
-    let compiled = thread
-        .spawn(move || compile(options.settings, &component))?
+    let result = thread
+        .spawn(move || match options.load {
+            false => compile(options.guest_memory_bytes, &input),
+            true => load(options.guest_memory_bytes, input),
+        })?
         .join()
         .map_err(|_| io::Error::other("the compiler panicked"))?;
-    match compiled {
-        Ok(compiled) => {
-            io::stdout().write_all(&compiled)?;
+    match result {
+        Ok(output) => {
+            io::stdout().write_all(&output)?;
             io::stdout().flush()?;
             Ok(ExitCode::SUCCESS)
         }
@@ -87,6 +126,30 @@ pub fn run(options: Compile) -> io::Result<ExitCode> {
     }
 }
 
-fn compile(settings: Settings, component: &[u8]) -> wasmtime::Result<Vec<u8>> {
-    Engine::new(&runtime::config(settings))?.precompile_component(component)
+fn compile(guest_memory_bytes: usize, component: &[u8]) -> wasmtime::Result<Vec<u8>> {
+    let settings = Settings {
+        guest_memory_bytes,
+        images: instance_size::image_bytes(component) >= GUEST_IMAGE_BYTES,
+    };
+    let code = Engine::new(&runtime::config(settings))?.precompile_component(component)?;
+    let compiled = Compiled {
+        images: settings.images,
+        // Only now, when it is known to be a valid component.
+        instance_bytes: instance_size::bytes(component),
+        code,
+    };
+    Ok(compiled.write())
+}
+
+/// Without a pool: its limits are the server's business.
+fn load(guest_memory_bytes: usize, compiled: Vec<u8>) -> wasmtime::Result<Vec<u8>> {
+    let Some(compiled) = Compiled::read(compiled) else {
+        return Ok(Vec::new());
+    };
+    let settings = Settings {
+        guest_memory_bytes,
+        images: compiled.images,
+    };
+    super::load(&Engine::new(&runtime::config(settings))?, &compiled.code)?;
+    Ok(Vec::new())
 }

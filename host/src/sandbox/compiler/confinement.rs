@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fs;
 use std::io;
 
-use rustix::process::{Resource, Rlimit, Signal, nice, set_parent_process_death_signal, setrlimit};
+use rustix::process::{
+    Resource, Rlimit, Signal, getrlimit, nice, set_parent_process_death_signal, setrlimit,
+};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -16,6 +19,8 @@ pub(super) struct Bounds {
     pub(super) memory_bytes: u64,
     /// Of all its threads together.
     pub(super) processor_seconds: u64,
+    /// Whether memory may become code.
+    pub(super) executes: bool,
 }
 
 /// From here on the process has its three standard streams, memory and processor time within
@@ -25,15 +30,20 @@ pub(super) struct Bounds {
 pub(super) fn enter(bounds: Bounds) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     close_all_but_the_standard_streams()?;
-    nice(19)?;
+    // Neither is there everywhere, and nothing depends on it.
+    let _ = nice(19);
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
     limit(Resource::As, bounds.memory_bytes)?;
     limit(Resource::Cpu, bounds.processor_seconds)?;
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, 0)?;
-    deny_system_calls()
+    deny_system_calls(bounds.executes)
 }
 
 fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    // It cannot be raised where it is lower already.
+    let there = getrlimit(resource).maximum;
+    let most = there.map_or(most, |there| there.min(most));
     let limit = Rlimit {
         current: Some(most),
         maximum: Some(most),
@@ -90,15 +100,19 @@ const ALLOWED: [libc::c_long; 29] = [
 
 /// An allow-list. Everything else does not exist, as on an older kernel: libraries know what to do
 /// then.
-fn deny_system_calls() -> io::Result<()> {
+fn deny_system_calls(executes: bool) -> io::Result<()> {
     let Ok(architecture) = TargetArch::try_from(env::consts::ARCH) else {
         return Ok(());
     };
-    let filter = filter(architecture).map_err(io::Error::other)?;
+    let filter = filter(architecture, executes).map_err(io::Error::other)?;
     match seccompiler::apply_filter(&filter) {
-        // A kernel without it. The bounds above hold all the same.
+        // A kernel without it, or a filter around this process that forbids another. The bounds
+        // above hold all the same.
         Err(seccompiler::Error::Seccomp(error))
-            if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) =>
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOSYS | libc::EINVAL | libc::EPERM)
+            ) =>
         {
             Ok(())
         }
@@ -106,7 +120,10 @@ fn deny_system_calls() -> io::Result<()> {
     }
 }
 
-fn filter(architecture: TargetArch) -> Result<BpfProgram, seccompiler::BackendError> {
+fn filter(
+    architecture: TargetArch,
+    executes: bool,
+) -> Result<BpfProgram, seccompiler::BackendError> {
     let only = |argument, operator, value: libc::c_int| {
         let length = SeccompCmpArgLen::Dword;
         let condition = SeccompCondition::new(argument, length, operator, value as u64)?;
@@ -114,7 +131,8 @@ fn filter(architecture: TargetArch) -> Result<BpfProgram, seccompiler::BackendEr
     };
     let mut rules: BTreeMap<_, _> = ALLOWED.map(|call| (call, Vec::new())).into();
     // Code is made here and run elsewhere.
-    let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    let code = if executes { 0 } else { libc::PROT_EXEC };
+    let executable = SeccompCmpOp::MaskedEq(code as u64);
     rules.insert(libc::SYS_mmap, only(2, executable.clone(), 0)?);
     rules.insert(libc::SYS_mprotect, only(2, executable, 0)?);
     // Threads, but no processes. (Of `clone3` a filter cannot see what it is asked for; without it
