@@ -34,7 +34,9 @@ fn messages<'a>(
             assert!(reader.pending_bytes() <= max_line_bytes + 1);
         }
     }
-    reader.fill(&mut [].as_slice()).expect("slices have no errors");
+    reader
+        .fill(&mut [].as_slice())
+        .expect("slices have no errors");
     take(&mut reader);
     found
 }
