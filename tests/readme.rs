@@ -39,7 +39,8 @@ fn every_command_works_as_written() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let readme = readme.replace(OWN_GUEST, own_guest);
     let records = folder.path().join("conversations");
-    let readme = readme.replace(RECORDS, records.to_str().unwrap());
+    let records = records.to_str().unwrap();
+    let readme = readme.replace(RECORDS, records);
     let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
     let mut server: Option<Running> = None;
     let mut heard = Vec::new();
@@ -55,6 +56,9 @@ fn every_command_works_as_written() {
                         server = Some(Running::start(command));
                         heard.push(converse());
                     } else {
+                        if command.contains(records) {
+                            eventually("a conversation is recorded", || !is_empty(records));
+                        }
                         run(command);
                     }
                 }
@@ -91,6 +95,10 @@ fn its_figures_are_those_that_were_measured() {
 fn blocks(markdown: &str) -> Vec<(&str, &str)> {
     let fenced = markdown.split("```").skip(1).step_by(2);
     fenced.filter_map(|block| block.split_once('\n')).collect()
+}
+
+fn is_empty(folder: &str) -> bool {
+    fs::read_dir(folder).map_or(true, |mut files| files.next().is_none())
 }
 
 fn is_server(command: &str) -> bool {

@@ -92,8 +92,8 @@ pub const CALL_TIME: Duration = Duration::from_secs(5);
 pub const GUEST_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 
 /// Bytes of each linear memory that stay with its slot when a connection ends. The greeter writes to
-/// about as much; each slot that was ever used may hold it. (A Python guest has 3, and keeps 139 KiB
-/// in all, measured.)
+/// about as much; each slot that was ever used may hold it. (A Python guest keeps 139 KiB in all,
+/// measured.)
 pub const GUEST_RESIDENT_BYTES: usize = 64 * 1024;
 
 /// Segments of data from which a guest's memories begin as copy-on-write images instead of copies.

@@ -41,10 +41,17 @@ pub enum Failed {
     Rejected(#[from] RejectedGuest),
     /// It can, but every connection would fail at once.
     #[error("it fails before its first line: {0}")]
-    Greeting(#[from] GuestError),
+    Greeting(GuestError),
     /// A bug of ours, or of Wasmtime's.
     #[error("the shim panicked over it; the log has the place")]
     Panic,
+}
+
+/// Not as a source, which would be said twice.
+impl From<GuestError> for Failed {
+    fn from(error: GuestError) -> Failed {
+        Failed::Greeting(error)
+    }
 }
 
 impl Failed {

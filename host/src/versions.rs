@@ -43,12 +43,11 @@ impl Version {
         } = self.need;
         let runtime = &self.sandbox.runtime;
         let (connections, bound) = runtime.room.most(self.need);
-        if connections < runtime.limits.connections {
+        let most = runtime.limits.connections;
+        if connections < most {
             tracing::info!(
-                connections,
-                memory_bytes,
-                memories,
-                "room for fewer connections than may be, since each takes as much ({bound})"
+                "room for {connections} connections instead of {most}: each begins with \
+                 {memory_bytes} bytes in {memories} memories ({bound})"
             );
         }
     }
