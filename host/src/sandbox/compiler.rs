@@ -3,7 +3,8 @@
 //! What a component does to a compiler is as hostile as what it does later: a few KiB can ask for
 //! hours, for all of the machine's memory, or for more stack than there is. So a child process (this
 //! program, by a hidden command) gets the file on its standard input and answers with the compiled
-//! form. It is bounded in memory, time and authority ([`child`]); when it fails, it fails alone.
+//! form; and another one loads that, before this process does. They are bounded in memory, time and
+//! authority ([`child`]); when one fails, it fails alone.
 //!
 //! The compiled form is native code. It is loaded from the pipe to that child only, and from
 //! Wasmtime's cache in the directory of the server's user. The cache is read and written by this
