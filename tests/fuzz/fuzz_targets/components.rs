@@ -175,10 +175,16 @@ fn own_peak_kib() -> i64 {
 fn wait(child: &std::process::Child) -> (i32, libc::rusage) {
     let mut status = 0;
     let mut usage = std::mem::MaybeUninit::uninit();
-    // SAFETY: the child is ours and has not been waited for; both are written when it returns it.
-    unsafe {
-        let pid = child.id() as libc::pid_t;
-        assert_eq!(libc::wait4(pid, &mut status, 0, usage.as_mut_ptr()), pid);
-        (status, usage.assume_init())
+    let pid = child.id() as libc::pid_t;
+    loop {
+        // SAFETY: the child is ours and has not been waited for; both are written when it returns it.
+        unsafe {
+            if libc::wait4(pid, &mut status, 0, usage.as_mut_ptr()) == pid {
+                return (status, usage.assume_init());
+            }
+        }
+        // The fuzzer has a timer.
+        let error = std::io::Error::last_os_error();
+        assert_eq!(error.kind(), std::io::ErrorKind::Interrupted, "{error}");
     }
 }
