@@ -128,14 +128,16 @@ fn reader_of_a_large_reply(server: &Server) -> TcpStream {
     stream
 }
 
+/// For replies that no buffer takes, and clients that are waited for a second.
+const LARGE_REPLIES: [&str; 3] = [
+    "--write-timeout=1s",
+    "--max-reply=64MiB",
+    "--guest-memory=128MiB",
+];
+
 #[test]
 fn a_client_that_reads_slowly_and_steadily_is_not_let_go() {
-    let options = [
-        "--write-timeout=1s",
-        "--max-reply=64MiB",
-        "--guest-memory=128MiB",
-    ];
-    let server = Server::with_guest("hostile", &options);
+    let server = Server::with_guest("hostile", &LARGE_REPLIES);
     let mut client = reader_of_a_large_reply(&server);
     // 25 kB a second, for much longer than the limit, of far more than any buffer takes.
     for _ in 0..40 {
@@ -149,12 +151,7 @@ fn a_client_that_reads_slowly_and_steadily_is_not_let_go() {
 
 #[test]
 fn a_client_that_reads_a_byte_now_and_then_is_let_go() {
-    let options = [
-        "--write-timeout=1s",
-        "--max-reply=64MiB",
-        "--guest-memory=128MiB",
-    ];
-    let server = Server::with_guest("hostile", &options);
+    let server = Server::with_guest("hostile", &LARGE_REPLIES);
     let mut client = reader_of_a_large_reply(&server);
     let closed = Arc::new(AtomicBool::new(false));
     let dripping = thread::spawn({

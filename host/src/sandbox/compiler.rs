@@ -101,9 +101,8 @@ impl Compiler {
             let nothing = || RejectedGuest::CompilerDied("it answered nothing".to_owned());
             let compiled = Compiled::read(output).ok_or_else(nothing)?;
             let machine = machine(compiled.images);
-            Loaded::new(machine, &compiled).map_err(|(machine, error)| {
-                super::why_too_large(&machine, limits, &compiled.code, &error)
-            })
+            Loaded::new(&machine, &compiled)
+                .map_err(|error| super::why_too_large(&machine, limits, &compiled.code, &error))
         };
         let key = Key {
             engine: &machine(false).engine,
@@ -117,7 +116,7 @@ impl Compiler {
             |_, loaded| loaded.to_be_kept(),
             |key, bytes| {
                 let compiled = Compiled::read(bytes)?;
-                Loaded::new((key.machine)(compiled.images), &compiled).ok()
+                Loaded::new(&(key.machine)(compiled.images), &compiled).ok()
             },
         )
     }
@@ -132,18 +131,12 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    fn new(
-        machine: Arc<Machine>,
-        compiled: &Compiled,
-    ) -> Result<Loaded, (Arc<Machine>, wasmtime::Error)> {
-        match load(&machine.engine, &compiled.code) {
-            Ok(component) => Ok(Loaded {
-                component,
-                machine,
-                instance_bytes: compiled.instance_bytes,
-            }),
-            Err(error) => Err((machine, error)),
-        }
+    fn new(machine: &Arc<Machine>, compiled: &Compiled) -> wasmtime::Result<Loaded> {
+        Ok(Loaded {
+            component: load(&machine.engine, &compiled.code)?,
+            machine: Arc::clone(machine),
+            instance_bytes: compiled.instance_bytes,
+        })
     }
 
     /// What the cache keeps: nothing so large that a few of them would fill it.
