@@ -9,13 +9,14 @@ use crate::bombs::bombs;
 use crate::components::{howdy, stamped};
 use crate::support::{Changing, Client, PATIENCE, put, write_beside};
 
-/// Half of them are replaced in the middle, the others end by themselves.
-const COMPILE_TIMEOUT: &str = "--compile-timeout=6s";
+/// Half of them are replaced in the middle, the others end by themselves. None is to be compiled: it
+/// would be in the cache of whoever runs the tests.
+const BOUNDS: [&str; 2] = ["--compile-timeout=6s", "--compile-memory=512MiB"];
 
 #[test]
 #[ignore = "takes a minute, and its figures are those of a release build"]
 fn bombs_through_hot_reload_beside_a_chatting_client() {
-    let changing = Changing::start(&[COMPILE_TIMEOUT]);
+    let changing = Changing::start(&BOUNDS);
     let server = &changing.server;
     let stop = AtomicBool::new(false);
     let usual = chat(&mut server.greeted(), || false, Duration::from_secs(2));
