@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use airlock::GREETER;
-use airlock::guest_file::GuestFile;
+use airlock::versions::guest_file::GuestFile;
 
 use crate::components::{component, component_with_memory, doing, greeting_by, howdy, stamped};
 use crate::support::{Changing, Server, eventually, put, run};

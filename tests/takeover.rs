@@ -28,7 +28,7 @@ fn meeting_place() -> (TempDir, PathBuf, String) {
     (folder, path, option)
 }
 
-/// What the two say to each other (`host/src/takeover.rs`).
+/// What the two say to each other (`host/src/process/takeover.rs`).
 const OFFER: u8 = 3;
 const TAKE: u8 = 1;
 const STILL: u8 = 2;

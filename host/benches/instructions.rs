@@ -27,12 +27,14 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use airlock::GREETER;
-use airlock::conversation::{Conversation, End, Handler, Peer};
-use airlock::framing::Framing;
 use airlock::limits::Limits;
-use airlock::sandbox::{Compiler, Runtime, Sandbox};
-use airlock::server::Client;
-use airlock::session::Session;
+use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::linking::Sandbox;
+use airlock::sandbox::runtime::Runtime;
+use airlock::sandbox::session::Session;
+use airlock::talk::client::Client;
+use airlock::talk::conversation::{Conversation, End, Handler, Peer};
+use airlock::talk::framing::Framing;
 use anyhow::{Context, Result, bail, ensure};
 
 const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");

@@ -11,12 +11,14 @@ use std::net::{SocketAddr, TcpStream};
 
 use airlock::bench::twin::{self, Twin};
 use airlock::bench::{self, Server};
-use airlock::conversation::Handler;
-use airlock::framing::{Framing, Reader};
 use airlock::limits::{LINE_BYTES, Limits};
-use airlock::sandbox::{Compiler, Runtime, Sandbox};
-use airlock::server::Client;
-use airlock::session::Session;
+use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::linking::Sandbox;
+use airlock::sandbox::runtime::Runtime;
+use airlock::sandbox::session::Session;
+use airlock::talk::client::Client;
+use airlock::talk::conversation::Handler;
+use airlock::talk::framing::{Framing, Reader};
 use airlock::{GREETER, cli};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 

@@ -13,12 +13,12 @@ use clap::builder::Resettable;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
-use crate::canary::Share;
-use crate::capacity::Capacity;
-use crate::framing::Framing;
 use crate::limits::{self, Limits};
-use crate::listener::MOST_BACKLOG;
 use crate::logging::LogFormat;
+use crate::process::capacity::Capacity;
+use crate::serve::listener::MOST_BACKLOG;
+use crate::talk::framing::Framing;
+use crate::versions::canary::Share;
 
 use crate::sandbox::compiler::child::Compile;
 

@@ -8,10 +8,11 @@ pub(crate) mod test;
 use std::path::Path;
 use std::sync::Arc;
 
-use airlock::capacity;
 use airlock::cli::GuestOptions;
-use airlock::guest_file::GuestFile;
-use airlock::sandbox::{Compiler, Runtime};
+use airlock::process::capacity;
+use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::runtime::Runtime;
+use airlock::versions::guest_file::GuestFile;
 use anyhow::{Context, Result, anyhow};
 
 fn read(file: &Path) -> Result<GuestFile> {

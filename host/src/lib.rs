@@ -5,51 +5,26 @@
 //! shared by all connections; a *session* is one connection's own instance of it. Everything
 //! native is the *shim*.
 //!
-//! The modules in the order in which a line passes them: [`listener`] has the socket, [`server`]
-//! accepts, [`versions`] tells which guest a connection gets, `connection` is one client's `socket`,
-//! [`conversation`] the loop, [`framing`] makes messages of bytes and bytes of replies, [`session`]
-//! asks the guest, which [`sandbox`] has prepared.
+//! The folders, each using only those below it:
 //!
-//! New versions of the guest: [`reload`] notices a changed [`guest_file`], [`trial`] tries what is
-//! in it, [`canary`] judges it on a share of the connections. Conversations as files:
-//! [`transcript`], and [`recording`], which writes them. Load on this server or another, and what it
-//! took: [`mod@bench`].
-//!
-//! At the edges: [`cli`] and [`logging`], [`capacity`] for what the machine allows, [`room`] for what is left of it, [`limits`] for
-//! every bound, [`shutdown`] for the end, [`takeover`] for the next process, [`supervisor`] for the
-//! service manager.
+//! - [`cli`] and `commands` (of the binary): what was asked for.
+//! - [`serve`]: clients and their connections, from the listening socket to the last byte.
+//! - [`versions`]: the guest's file over time, and which version a new connection gets.
+//! - [`sandbox`]: where guests run. The only part that knows Wasmtime.
+//! - [`talk`]: what is said between a client and a guest, without sockets and without guests.
+//! - [`process`]: this process among others: what the machine gives it, how it ends, who takes over.
+//! - [`limits`], [`logging`], `budget`: every bound, the log, and bytes that many take from.
 
 pub mod bench;
-mod bindings;
 mod budget;
-pub mod canary;
-pub mod capacity;
 pub mod cli;
-mod connection;
-pub mod conversation;
-pub mod framing;
-pub mod guest_file;
-pub mod heap;
-mod interrupt;
 pub mod limits;
-pub mod listener;
 pub mod logging;
-pub mod recording;
-pub mod reload;
-pub mod room;
+pub mod process;
 pub mod sandbox;
-pub mod server;
-pub mod session;
-pub mod shutdown;
-mod signal_stack;
-mod socket;
-pub mod supervisor;
-pub mod takeover;
-mod threads;
-pub mod transcript;
-pub mod trial;
+pub mod serve;
+pub mod talk;
 pub mod versions;
-mod watch;
 
 /// The greeter of `guest/`, built by `build.rs`: what `airlock` serves when it is given no other.
 pub const GREETER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.wasm"));

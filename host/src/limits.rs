@@ -108,6 +108,12 @@ pub const GUEST_RESERVE_SHARE: u64 = 8;
 /// there may be two pools of them.
 pub const ADDRESS_SPACE_BYTES: u64 = 1 << 45;
 
+/// Addresses between the memories of two instances: Wasmtime's 32 MiB and five pages. A processor
+/// finds pages through a table (its TLB) with few places for pages whose numbers end in the same bits;
+/// at a round distance, the hot pages of all connections would share them. Five pages are more than
+/// an instance of the greeter touches.
+pub const GUEST_GUARD_BYTES: u64 = (32 << 20) + 5 * 4096;
+
 /// Linear memories of one guest instance. A Python or JavaScript guest has 3 (measured).
 pub const GUEST_MEMORIES: u32 = 4;
 

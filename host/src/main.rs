@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use airlock::cli::{Cli, Command, Serve};
+use airlock::logging;
 use airlock::sandbox::compiler::child;
-use airlock::{listener, logging};
+use airlock::serve::listener;
 use anyhow::{Result, anyhow};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;

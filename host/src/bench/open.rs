@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::talk::{CHUNK, wrong};
 use super::{Fault, Plan};
-use crate::capacity;
+use crate::process::capacity;
 
 /// Connections that are opened before the greetings of all of them are heard: the way to a distant
 /// server is waited for once, and no backlog overflows.

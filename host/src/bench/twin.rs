@@ -9,11 +9,11 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::talk::CHUNK;
-use crate::conversation::{Conversation, Handler, Outcome};
-use crate::framing::Framing;
 use crate::limits::Limits;
-use crate::listener;
-use crate::socket::Socket;
+use crate::serve::listener;
+use crate::serve::socket::Socket;
+use crate::talk::conversation::{Conversation, Handler, Outcome};
+use crate::talk::framing::Framing;
 
 /// As many as Airlock's.
 const BACKLOG: u32 = listener::MOST_BACKLOG;

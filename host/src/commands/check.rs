@@ -4,14 +4,14 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use airlock::capacity;
 use airlock::cli::Check;
-use airlock::guest_file::Digest;
 use airlock::limits::Limits;
 use airlock::logging::printable;
-use airlock::room::Room;
-use airlock::sandbox::Compiler;
-use airlock::trial::{self, Failed, Passed};
+use airlock::process::capacity;
+use airlock::process::room::Room;
+use airlock::sandbox::compiler::Compiler;
+use airlock::versions::guest_file::Digest;
+use airlock::versions::trial::{self, Failed, Passed};
 use anyhow::Result;
 use serde_json::{Value, json};
 

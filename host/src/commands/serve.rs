@@ -7,15 +7,20 @@ use std::sync::Arc;
 use std::thread;
 
 use airlock::cli::{self, Serve};
-use airlock::guest_file::{Fingerprint, GuestFile};
-use airlock::recording::Recordings;
-use airlock::reload::{Policy, Reload, Trigger};
-use airlock::sandbox::{Compiler, Runtime};
-use airlock::server::{self, Ended, Service};
-use airlock::shutdown::Shutdown;
-use airlock::takeover::{Door, Offer};
-use airlock::versions::Versions;
-use airlock::{GREETER, capacity, heap, listener, logging, supervisor, trial};
+use airlock::process::shutdown::Shutdown;
+use airlock::process::takeover::{Door, Offer};
+use airlock::process::{capacity, heap, service_manager};
+use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::runtime::Runtime;
+use airlock::serve::listener;
+use airlock::serve::recording::Recordings;
+use airlock::serve::server::{self, Ended};
+use airlock::serve::service::Service;
+use airlock::versions::assignment::Versions;
+use airlock::versions::guest_file::{Fingerprint, GuestFile};
+use airlock::versions::reload::{Policy, Reload, Trigger};
+use airlock::versions::trial;
+use airlock::{GREETER, logging};
 use anyhow::{Context, Result, anyhow, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,7 +29,7 @@ use super::read;
 
 pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<ExitCode> {
     if let Some(path) = cli::service_manager() {
-        supervisor::tell_at(path)?;
+        service_manager::tell_at(path)?;
     }
     heap::settle();
     let capacity = capacity::claim(match options.record {
@@ -65,7 +70,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
         versions: Arc::clone(&versions),
         framing: options.framing,
         recordings,
-        watchdog_pause: supervisor::watchdog_pause(),
+        watchdog_pause: service_manager::watchdog_pause(),
     };
     let reload = start_reload(&options, seen, runtime, versions, &shutdown)?;
     obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
@@ -165,11 +170,11 @@ fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
                     _ if signal != SIGHUP => shutdown.drain(),
                     Some(reload) => reload.reload(),
                     None => {
-                        supervisor::reloading();
+                        service_manager::reloading();
                         tracing::warn!(
                             "nothing to reload: the greeter is built in, name a file with --guest"
                         );
-                        supervisor::reloaded();
+                        service_manager::reloaded();
                     }
                 }
             }

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use airlock::cli::Test;
 use airlock::limits::SCRIPT_BYTES;
 use airlock::logging::printable;
-use airlock::sandbox::{Compiler, Sandbox};
-use airlock::session::Session;
-use airlock::transcript;
-use airlock::trial::NOBODY;
+use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::linking::Sandbox;
+use airlock::sandbox::session::Session;
+use airlock::talk::client::Client;
+use airlock::talk::transcript;
 use anyhow::{Context, Result, bail};
 use similar::TextDiff;
 
@@ -63,7 +64,7 @@ fn play(sandbox: &Sandbox, script: &Path) -> Result<Option<String>> {
     }
     let script = transcript::parse(&text)?;
     let expected = transcript::write(&script);
-    let (played, failure) = transcript::play(&script, || Session::start(sandbox, NOBODY));
+    let (played, failure) = transcript::play(&script, || Session::start(sandbox, Client::NOBODY));
     if played == expected {
         return Ok(None);
     }

@@ -32,11 +32,12 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_internal_cache::{Cache, CacheConfig, ModuleCacheEntry};
 
-use super::{Machine, RejectedGuest};
 use crate::limits::{
     CACHED_BYTES, COMPILE_THREADS, COMPILED_BYTES, GUEST_IMAGE_BYTES, LOAD_MEMORY_BYTES, Limits,
 };
 use crate::logging::printable;
+use crate::sandbox::machine::{self, Machine};
+use crate::sandbox::rejection::{RejectedGuest, one_line};
 use child::Compiled;
 
 /// How often a compilation is asked whether its result is still wanted.
@@ -102,7 +103,7 @@ impl Compiler {
             let compiled = Compiled::read(output).ok_or_else(nothing)?;
             let machine = machine(compiled.images);
             Loaded::new(&machine, &compiled)
-                .map_err(|error| super::why_too_large(&machine, limits, &compiled.code, &error))
+                .map_err(|error| why_too_large(&machine, limits, &compiled.code, &error))
         };
         let key = Key {
             engine: &machine(false).engine,
@@ -382,5 +383,30 @@ impl<'a> Input<'a> {
             self.pipe = None;
         }
         Ok(())
+    }
+}
+
+/// Wasmtime refuses a component with too large a memory in words that name none of our options;
+/// the sizes can be asked for where there is no pool.
+fn why_too_large(
+    machine: &Machine,
+    limits: &Limits,
+    compiled: &[u8],
+    error: &wasmtime::Error,
+) -> RejectedGuest {
+    const PAGE_BYTES: u64 = 64 * 1024;
+    let needed_pages = Engine::new(&machine::config(machine.settings))
+        .and_then(|engine| load(&engine, compiled))
+        .ok()
+        .and_then(|component| component.resources_required()?.max_initial_memory_size)
+        .unwrap_or(0);
+    let needed_bytes = needed_pages.saturating_mul(PAGE_BYTES);
+    if needed_bytes > limits.guest_memory_bytes as u64 {
+        RejectedGuest::Memory {
+            needed_bytes,
+            limit_bytes: limits.guest_memory_bytes,
+        }
+    } else {
+        RejectedGuest::Invalid(one_line(error))
     }
 }

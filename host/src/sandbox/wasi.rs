@@ -17,15 +17,13 @@ use wasmtime_wasi::p2::bindings::sync::io::poll;
 use wasmtime_wasi::runtime::in_tokio;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::bindings::LineServer;
-use crate::bindings::airlock::line::connection;
-use crate::budget::Claim;
 use crate::limits::{self, TICK};
-use crate::sandbox::Sandbox;
+use crate::sandbox::bindings::LineServer;
+use crate::sandbox::bindings::airlock::line::connection;
 use crate::sandbox::guest_log::{GuestLog, LogRate};
 use crate::sandbox::memory::Memory;
 use crate::sandbox::ticker::Ticks;
-use crate::server::Client;
+use crate::talk::client::Client;
 
 /// The native side of one instance.
 pub(crate) struct State {
@@ -50,19 +48,25 @@ pub(crate) struct State {
 pub(crate) struct CallTimedOut;
 
 impl State {
-    pub(crate) fn new(sandbox: &Sandbox, client: Client, memory: Claim) -> State {
+    /// Of an instance for `client` that has this environment, memory, clock, and share of the log.
+    pub(super) fn new(
+        client: Client,
+        environment: Arc<[(String, String)]>,
+        memory: Memory,
+        ticks: Ticks,
+        log: Arc<LogRate>,
+    ) -> State {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::GUEST_RESOURCES);
-        let runtime = &sandbox.runtime;
         State {
             client,
-            environment: Arc::clone(&runtime.environment),
+            environment,
             wasi: None,
             stderr: None,
-            log: Arc::clone(&sandbox.log),
+            log,
             table,
-            memory: Memory::new(&runtime.limits, memory),
-            ticks: sandbox.machine.ticker.ticks(),
+            memory,
+            ticks,
             deadline: 0,
         }
     }

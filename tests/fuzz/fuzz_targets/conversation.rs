@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Duration;
 
-use airlock_fuzz::conversation::{Answers, Conversation, End, Handler, Outcome, Peer};
-use airlock_fuzz::framing::Framing;
+use airlock_fuzz::talk::conversation::{Answers, Conversation, End, Handler, Outcome, Peer};
+use airlock_fuzz::talk::framing::Framing;
 use airlock_fuzz::limits::Limits;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use airlock_fuzz::framing::{Ending, Framing, Reader, Refusal};
+use airlock_fuzz::talk::framing::{Ending, Framing, Reader, Refusal};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 

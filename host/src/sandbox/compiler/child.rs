@@ -13,7 +13,9 @@ use wasmtime::Engine;
 
 use super::confinement::{self, Bounds};
 use crate::limits::{COMPILE_STACK_BYTES, COMPILE_THREADS, GUEST_IMAGE_BYTES, Limits};
-use crate::sandbox::{instance_size, one_line, runtime};
+use crate::sandbox::instance_size;
+use crate::sandbox::machine::{self, Settings};
+use crate::sandbox::rejection::one_line;
 
 /// The exit status when the component is at fault; standard error says why.
 pub(super) const REFUSED: i32 = 3;
@@ -45,15 +47,6 @@ pub(super) fn arguments(limits: &Limits, memory_bytes: u64, load: bool) -> Vec<S
         arguments.push("--load".to_owned());
     }
     arguments
-}
-
-/// What compiled code depends on besides the component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settings {
-    /// `--guest-memory`.
-    pub(in crate::sandbox) guest_memory_bytes: usize,
-    /// Memories begin as copy-on-write images.
-    pub(in crate::sandbox) images: bool,
 }
 
 /// A compiled component, and what the server has to know of it beforehand.
@@ -131,7 +124,7 @@ fn compile(guest_memory_bytes: usize, component: &[u8]) -> wasmtime::Result<Vec<
         guest_memory_bytes,
         images: instance_size::image_bytes(component) >= GUEST_IMAGE_BYTES,
     };
-    let code = Engine::new(&runtime::config(settings))?.precompile_component(component)?;
+    let code = Engine::new(&machine::config(settings))?.precompile_component(component)?;
     let compiled = Compiled {
         images: settings.images,
         // Only now, when it is known to be a valid component.
@@ -150,6 +143,6 @@ fn load(guest_memory_bytes: usize, compiled: Vec<u8>) -> wasmtime::Result<Vec<u8
         guest_memory_bytes,
         images: compiled.images,
     };
-    super::load(&Engine::new(&runtime::config(settings))?, &compiled.code)?;
+    super::load(&Engine::new(&machine::config(settings))?, &compiled.code)?;
     Ok(Vec::new())
 }

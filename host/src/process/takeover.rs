@@ -38,7 +38,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::limits::{ACCEPT_PAUSE, LOG_PAUSE, TAKEOVER_TIME};
 use crate::logging::Recurring;
-use crate::shutdown::Shutdown;
+use crate::process::shutdown::Shutdown;
 
 /// Sent along with the listener: the version of this protocol.
 const OFFER: u8 = 3;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::capacity;
-use crate::signal_stack::{self, SignalStack};
+use crate::process::capacity;
+use crate::process::signal_stack::{self, SignalStack};
 
 /// Threads that each do one job at a time.
 pub(crate) struct Threads<J> {

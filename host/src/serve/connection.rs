@@ -2,24 +2,38 @@
 
 use std::panic::{self, AssertUnwindSafe};
 
-use crate::conversation::{Conversation, End};
-use crate::server::{Job, Service};
-use crate::session::{Cause, Session};
-use crate::socket::Socket;
-use crate::transcript::Recorder;
+use crate::budget::Claim;
+use crate::process::room::Reservation;
+use crate::process::shutdown::Permit;
+use crate::sandbox::session::{Cause, Session};
+use crate::serve::service::Service;
+use crate::serve::socket::Socket;
+use crate::talk::client::Client;
+use crate::talk::conversation::{Conversation, End};
+use crate::talk::transcript::Recorder;
+use crate::versions::assignment::Assignment;
+
+/// One connection, for its thread.
+pub(crate) struct Job {
+    pub(crate) permit: Permit,
+    pub(crate) assignment: Assignment,
+    pub(crate) reservation: Reservation,
+    pub(crate) memory: Claim,
+    pub(crate) client: Client,
+}
 
 /// Serves one client to the end, and logs the beginning and the end of it.
 pub(crate) fn serve(job: Job, service: &Service) {
     let Job {
         permit,
-        place,
-        seat: _seat,
+        assignment,
+        reservation: _reservation,
         memory,
         client,
     } = job;
     permit.begin();
     let id = client.id;
-    let version = &*place.version;
+    let version = &*assignment.version;
     tracing::info!(connection = id, peer = %client.peer, version = version.number, "accepted");
     let limits = &service.runtime.limits;
     let is_draining = || permit.is_draining() || version.is_retired();
@@ -35,7 +49,7 @@ pub(crate) fn serve(job: Job, service: &Service) {
     let (Ok(end) | Err(end)) = panic::catch_unwind(AssertUnwindSafe(run))
         .unwrap_or(Err(End::GuestFailed(Cause::Panic.into())));
     if matches!(&end, End::GuestFailed(error) if !matches!(error.cause, Cause::Panic)) {
-        place.fail();
+        assignment.fail();
     }
 
     let listening = conversation.say_goodbye(&end);

@@ -8,8 +8,7 @@ use std::path::Path;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::limits;
-use crate::sandbox::MEMORY_GUARD_BYTES;
-use crate::signal_stack;
+use crate::process::signal_stack;
 
 /// Descriptors for everything that is not a connection: standard streams, listeners, the guest's
 /// file and its cache, the timer that WASI sleeps on.
@@ -122,7 +121,7 @@ impl Capacity {
         let table = (limits::GUEST_TABLE_ELEMENTS * size_of::<usize>()) as u64;
         let tables = u64::from(limits::GUEST_TABLES) * table;
         let memories =
-            u64::from(limits::GUEST_MEMORIES) * (guest_memory_bytes + MEMORY_GUARD_BYTES);
+            u64::from(limits::GUEST_MEMORIES) * (guest_memory_bytes + limits::GUEST_GUARD_BYTES);
         // Guests with images have a pool of their own.
         let each = 2 * (memories + tables) + THREAD_ADDRESSES + HEAP_ADDRESSES;
         // One more for the trial of a new version.

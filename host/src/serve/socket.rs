@@ -12,8 +12,8 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{self, RecvFlags, SendFlags};
 use socket2::SockRef;
 
-use crate::conversation::Peer;
 use crate::limits::{self, LEAST_WRITE_BYTES_PER_SECOND};
+use crate::talk::conversation::Peer;
 
 /// A client's socket, with time limits that cost a system call only when they change, or when the
 /// client makes the server wait.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::budget::{Budget, Claim};
-use crate::capacity::{MEMORY_MAPPINGS, THREAD_MAPPINGS};
 use crate::limits::{GUEST_RESERVE_SHARE, Limits};
+use crate::process::capacity::{MEMORY_MAPPINGS, THREAD_MAPPINGS};
 
 /// What one connection takes, which follows from its version of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,13 +102,13 @@ impl Room {
         (usize::try_from(most).unwrap_or(usize::MAX), bound)
     }
 
-    /// A seat for one more connection, where there are `threads` already, and the memory that its
+    /// Room for one more connection, where there are `threads` already, and the memory that its
     /// instance begins with. To be called by one thread.
     pub(crate) fn take(
         self: &Arc<Room>,
         need: Need,
         threads: usize,
-    ) -> Result<(Seat, Claim), NoRoom> {
+    ) -> Result<(Reservation, Claim), NoRoom> {
         let mappings = need.memory_mappings();
         let ours = usize::from(need.images);
         let pool = &self.pools[ours];
@@ -130,12 +130,12 @@ impl Room {
         self.open.fetch_add(1, Ordering::Relaxed);
         pool.open.fetch_add(mappings, Ordering::Relaxed);
         pool.kept.store(kept, Ordering::Relaxed);
-        let seat = Seat {
+        let reservation = Reservation {
             pool: ours,
             mappings,
             room: Arc::clone(self),
         };
-        Ok((seat, memory))
+        Ok((reservation, memory))
     }
 
     /// For an instance that takes its memory as it needs it.
@@ -146,13 +146,13 @@ impl Room {
 
 /// One connection's part of the room, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct Reservation {
     pool: usize,
     mappings: u64,
     room: Arc<Room>,
 }
 
-impl Drop for Seat {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let pool = &self.room.pools[self.pool];
         pool.open.fetch_sub(self.mappings, Ordering::Relaxed);
@@ -187,13 +187,13 @@ mod tests {
     fn new_connections_leave_a_reserve_to_those_that_are_open() {
         let room = room(u64::MAX, 160);
         assert_eq!(room.most(SMALL), (14, "--total-guest-memory"));
-        let mut seats: Vec<_> = (0..14).filter_map(|n| room.take(SMALL, n).ok()).collect();
-        assert_eq!(seats.len(), 14);
+        let mut reservations: Vec<_> = (0..14).filter_map(|n| room.take(SMALL, n).ok()).collect();
+        assert_eq!(reservations.len(), 14);
         assert_eq!(room.take(SMALL, 14).err(), Some(NoRoom::Memory));
         // What is open may have the reserve.
-        let (seat, mut memory) = seats.remove(0);
+        let (reservation, mut memory) = reservations.remove(0);
         assert!(memory.cover(30) && !memory.cover(31));
-        drop((seat, memory));
+        drop((reservation, memory));
         assert!(room.take(SMALL, 14).is_ok());
     }
 
@@ -221,31 +221,34 @@ mod tests {
         let tried: Vec<_> = (0..10).filter_map(|n| room.take(larger, n).ok()).collect();
         assert_eq!(tried.len(), 10);
         drop(tried);
-        let mut seats = Vec::new();
-        while let Ok(seat) = room.take(SMALL, seats.len()) {
-            seats.push(seat);
+        let mut reservations = Vec::new();
+        while let Ok(one) = room.take(SMALL, reservations.len()) {
+            reservations.push(one);
         }
-        assert_eq!(seats.len(), 100);
+        assert_eq!(reservations.len(), 100);
     }
 
     #[test]
     fn what_one_engine_keeps_is_not_there_for_the_other() {
         let room = room(1000, u64::MAX);
-        let seats: Vec<_> = (0..100).map_while(|n| room.take(SMALL, n).ok()).collect();
-        assert_eq!(seats.len(), 100);
-        drop(seats);
-        let seats: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
-        let taken = seats.len() as u64 * LARGE.mappings() + 100 * SMALL.memory_mappings();
-        assert!(taken <= 1000 && !seats.is_empty(), "{taken}");
+        let reservations: Vec<_> = (0..100).map_while(|n| room.take(SMALL, n).ok()).collect();
+        assert_eq!(reservations.len(), 100);
+        drop(reservations);
+        let reservations: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
+        let taken = reservations.len() as u64 * LARGE.mappings() + 100 * SMALL.memory_mappings();
+        assert!(taken <= 1000 && !reservations.is_empty(), "{taken}");
     }
 
     #[test]
     fn threads_and_memories_never_take_more_mappings_than_there_are() {
         let room = room(100, u64::MAX);
-        let seats: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
-        let taken = seats.len() as u64 * LARGE.mappings();
-        assert!(taken <= 100 && room.most(LARGE).0 == seats.len(), "{taken}");
-        drop(seats);
+        let reservations: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
+        let taken = reservations.len() as u64 * LARGE.mappings();
+        assert!(
+            taken <= 100 && room.most(LARGE).0 == reservations.len(),
+            "{taken}"
+        );
+        drop(reservations);
         // Threads stay for a while, and so do the memories.
         assert_eq!(room.take(LARGE, 100).err(), Some(NoRoom::Mappings));
     }

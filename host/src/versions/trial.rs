@@ -1,16 +1,18 @@
 //! What a guest has to go through before it may serve: compiled, linked, instantiated once, and
 //! asked for its greeting, all under the usual limits.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::conversation::Handler;
-use crate::room::Need;
-use crate::sandbox::{Refused, RejectedGuest, Runtime, Sandbox};
-use crate::server::Client;
-use crate::session::{Cause, GuestError, Session};
+use crate::process::room::Need;
+use crate::sandbox::linking::Sandbox;
+use crate::sandbox::memory::Refused;
+use crate::sandbox::rejection::RejectedGuest;
+use crate::sandbox::runtime::Runtime;
+use crate::sandbox::session::{Cause, GuestError, Session};
+use crate::talk::client::Client;
+use crate::talk::conversation::Handler;
 
 /// A guest that has passed.
 pub struct Passed {
@@ -69,13 +71,6 @@ impl Failed {
     }
 }
 
-/// The client of a trial, and of conversations without a network: nobody.
-pub const NOBODY: Client = Client {
-    id: 0,
-    peer: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
-    local: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
-};
-
 /// Tries `component`, and gives up compiling it when it is no longer `wanted`.
 ///
 /// # Errors
@@ -99,7 +94,7 @@ fn attempt(
     let compile_time = started.elapsed();
 
     let started = Instant::now();
-    let mut session = Session::start(&sandbox, NOBODY)?;
+    let mut session = Session::start(&sandbox, Client::NOBODY)?;
     let instantiate_time = started.elapsed();
     let greeting = session.greeting()?;
     let memory_bytes = session.memory_bytes();

@@ -18,8 +18,8 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use crate::conversation::{GUEST_FAILED, Handler, Outcome};
 use crate::limits::SCRIPT_BYTES;
+use crate::talk::conversation::{GUEST_FAILED, Handler, Outcome};
 
 const CLOSE: &str = "<close";
 

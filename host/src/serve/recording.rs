@@ -4,7 +4,7 @@
 //! Off unless `--record` names a folder. The files hold what clients sent, so they are for the
 //! server's user alone.
 //!
-//! [`transcript`]: crate::transcript
+//! [`transcript`]: crate::talk::transcript
 
 mod disk;
 
@@ -20,9 +20,9 @@ use std::time::SystemTime;
 use crate::budget::Budget;
 use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES, RECORDING_QUEUE_BYTES};
 use crate::logging::Recurring;
-use crate::server::Client;
-use crate::transcript::{CUT, Capped};
-use crate::versions::Version;
+use crate::talk::client::Client;
+use crate::talk::transcript::{CUT, Capped};
+use crate::versions::assignment::Version;
 
 pub use disk::Disk;
 use disk::Queue;

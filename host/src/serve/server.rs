@@ -8,30 +8,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::budget::Claim;
-use crate::connection;
-use crate::framing::{Framing, Reader, Writer};
 use crate::limits;
 use crate::logging::Recurring;
-use crate::recording::Recordings;
-use crate::room::Seat;
-use crate::sandbox::Runtime;
-use crate::shutdown::{Caps, Permit, Shutdown};
-use crate::supervisor;
-use crate::takeover::Door;
-use crate::threads::Threads;
-use crate::versions::{Place, Versions};
-
-/// What tells one connection from another.
-#[derive(Debug, Clone, Copy)]
-pub struct Client {
-    /// Counted from 1 since the server started.
-    pub id: u64,
-    /// The client's address and port.
-    pub peer: SocketAddr,
-    /// The server's address and port, as the client reached it.
-    pub local: SocketAddr,
-}
+use crate::process::service_manager;
+use crate::process::shutdown::{Caps, Shutdown};
+use crate::process::takeover::Door;
+use crate::serve::connection::{self, Job};
+use crate::serve::service::Service;
+use crate::serve::threads::Threads;
+use crate::talk::client::Client;
+use crate::talk::framing::{Reader, Writer};
 
 /// How a server ended after a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,20 +26,6 @@ pub enum Ended {
     InTime,
     /// This many were still open after the drain's time, and were cut.
     Cut(usize),
-}
-
-/// What is served, and how.
-pub struct Service {
-    /// What all versions of the guest share.
-    pub runtime: Arc<Runtime>,
-    /// The versions of the guest.
-    pub versions: Arc<Versions>,
-    /// What makes a message.
-    pub framing: Framing,
-    /// Where conversations are recorded, if they are.
-    pub recordings: Option<Recordings>,
-    /// How often the service manager has to hear that this server is alive, if at all.
-    pub watchdog_pause: Option<Duration>,
 }
 
 /// Serves on `listener` until `shutdown` begins, then drains. The process before this one goes, and
@@ -95,7 +67,7 @@ pub fn run(
         starved: Recurring::new(),
     };
     let door = door.map(Door::open).transpose()?;
-    supervisor::ready();
+    service_manager::ready();
     while shutdown.is_accepting() {
         let time = server.be_alive();
         server.wait(Some(&listener), time)?;
@@ -118,15 +90,6 @@ struct Server<'a> {
     accepted: u64,
     refused: Recurring,
     starved: Recurring,
-}
-
-/// One connection, for its thread.
-pub(crate) struct Job {
-    pub(crate) permit: Permit,
-    pub(crate) place: Place,
-    pub(crate) seat: Seat,
-    pub(crate) memory: Claim,
-    pub(crate) client: Client,
 }
 
 impl Server<'_> {
@@ -156,7 +119,7 @@ impl Server<'_> {
         if since < pause {
             return Some(pause - since);
         }
-        supervisor::alive();
+        service_manager::alive();
         self.told = Instant::now();
         Some(pause)
     }
@@ -196,25 +159,25 @@ impl Server<'_> {
             total: runtime.limits.connections,
             per_ip: runtime.limits.connections_per_ip,
         };
-        let place = self.service.versions.place();
-        let version = place.version.number;
+        let assignment = self.service.versions.assign();
+        let version = assignment.version.number;
         let admitted = self.shutdown.admit(id, &stream, peer.ip(), version, caps);
         let permit = match admitted {
             Ok(permit) => permit,
             Err(full) => return self.refuse(&stream, &full.to_string()),
         };
         let room = &runtime.room;
-        let (seat, memory) = match room.take(place.version.need, self.threads.live()) {
+        let (reservation, memory) = match room.take(assignment.version.need, self.threads.live()) {
             Ok(taken) => taken,
             Err(none) => {
                 // A new version that needs more than there is has failed whom it was given.
-                place.begin();
-                place.fail();
+                assignment.begin();
+                assignment.fail();
                 return self.refuse(&stream, &none.to_string());
             }
         };
         self.accepted = id;
-        place.begin();
+        assignment.begin();
         let client = Client {
             id,
             peer: canonical(peer),
@@ -222,8 +185,8 @@ impl Server<'_> {
         };
         if let Err(error) = self.threads.run(Job {
             permit,
-            place,
-            seat,
+            assignment,
+            reservation,
             memory,
             client,
         }) {
@@ -264,7 +227,7 @@ impl Server<'_> {
             });
         }
         tracing::info!("shutting down: waiting for the messages in progress");
-        supervisor::stopping();
+        service_manager::stopping();
         self.shutdown.drain();
         self.wait_until(time, Shutdown::wait_until_empty);
         match self.shutdown.cut() {

@@ -7,8 +7,8 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-use crate::framing::{Framing, Reader, WRITE_BYTES, Waiting, Writer};
 use crate::limits::{self, Limits};
+use crate::talk::framing::{Framing, Reader, WRITE_BYTES, Waiting, Writer};
 
 /// What a client hears when the guest fails, and all it hears about it.
 pub const GUEST_FAILED: &str = "error: the guest failed";

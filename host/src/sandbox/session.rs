@@ -9,15 +9,18 @@ use std::time::Duration;
 use wasmtime::{FrameInfo, Store, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
-use crate::bindings::LineServer;
-use crate::bindings::batched::Batch;
-use crate::bindings::exports::airlock::line::handler;
 use crate::budget::Claim;
-use crate::conversation::{Answers, Handler, Outcome};
 use crate::limits::{self, LOG_LINE_BYTES, Limits};
 use crate::logging::printable;
-use crate::sandbox::{self, CallTimedOut, Refused, Sandbox, State};
-use crate::server::Client;
+use crate::sandbox::bindings::LineServer;
+use crate::sandbox::bindings::batched::Batch;
+use crate::sandbox::bindings::exports::airlock::line::handler;
+use crate::sandbox::linking::Sandbox;
+use crate::sandbox::machine::ticks;
+use crate::sandbox::memory::Refused;
+use crate::sandbox::wasi::{CallTimedOut, State, caught};
+use crate::talk::client::Client;
+use crate::talk::conversation::{Answers, Handler, Outcome};
 
 /// A live instance, and the clock and the limits around it.
 pub struct Session<'a> {
@@ -112,14 +115,14 @@ impl<'a> Session<'a> {
         memory: Claim,
     ) -> Result<Session<'a>, GuestError> {
         let limits = &sandbox.runtime.limits;
-        let state = State::new(sandbox, client, memory);
+        let state = sandbox.state(client, memory);
         let mut store = Store::new(&sandbox.machine.engine, state);
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(limits::GUEST_HANDLES);
         store.set_hostcall_fuel(most_bytes(limits));
         let claimed = store.data_mut().memory.claim(sandbox.instance_bytes);
         claimed.map_err(Cause::Memory)?;
-        let call_ticks = sandbox::ticks(limits.call_time);
+        let call_ticks = ticks(limits.call_time);
         let (guest, batch) = call(&mut store, call_ticks, limits, |store| {
             sandbox.instantiate(store)
         })?;
@@ -254,7 +257,7 @@ fn call<T>(
     // Both clocks: Wasmtime's, which stops wasm code, and the one that bounds time in the host.
     store.set_epoch_deadline(ticks);
     store.data_mut().start_call(ticks);
-    match sandbox::caught(|| call(store)) {
+    match caught(|| call(store)) {
         Ok(value) if !store.data().is_over() => Ok(value),
         Ok(_) => Err(call_failed(&CallTimedOut.into(), store, limits)),
         Err(error) => Err(call_failed(&error, store, limits)),
@@ -360,8 +363,8 @@ mod tests {
     use wit_parser::{Handle, Resolve, Type, TypeDefKind, WorldId, WorldItem};
 
     use super::*;
-    use crate::sandbox::{Compiler, Runtime};
-    use crate::trial::NOBODY;
+    use crate::sandbox::compiler::Compiler;
+    use crate::sandbox::runtime::Runtime;
 
     /// Where the WIT of the Wasmtime that is linked is kept.
     fn wasi() -> PathBuf {
@@ -553,14 +556,14 @@ mod tests {
         let mut reached = 0;
         for (number, Function { name, .. }) in functions.iter().enumerate() {
             let call = |ticks| {
-                let mut session = Session::start(&sandbox, NOBODY).expect("an instance");
+                let mut session = Session::start(&sandbox, Client::NOBODY).expect("an instance");
                 session.greeting().expect("handles");
                 let Session { store, guest, .. } = &mut session;
                 store.set_epoch_deadline(1 << 32);
                 store.data_mut().start_call(ticks);
                 let handler = guest.airlock_line_handler();
                 let line = "x".repeat(number);
-                sandbox::caught(|| handler.call_handle_line(store, &line))
+                caught(|| handler.call_handle_line(store, &line))
             };
             let timed_out = |result: &wasmtime::Result<_>| {
                 let error = result.as_ref().err();
@@ -595,7 +598,7 @@ mod tests {
     #[test]
     fn a_call_that_returns_late_has_failed_whatever_it_returns() {
         let sandbox = sandbox(crate::GREETER);
-        let mut session = Session::start(&sandbox, NOBODY).expect("an instance");
+        let mut session = Session::start(&sandbox, Client::NOBODY).expect("an instance");
         let in_time = call(&mut session.store, 1000, &LIMITS, |_| Ok("a reply"));
         assert_eq!(in_time.expect("a reply"), "a reply");
         let late = call(&mut session.store, 1, &LIMITS, |store| {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::interrupt::{self, Reader};
+use crate::process::interrupt::{self, Reader};
 
 /// Ends a server. Clones end the same one.
 #[derive(Debug, Clone)]

@@ -12,16 +12,17 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::canary::{Share, Verdict};
-use crate::guest_file::{Digest, Fingerprint, GuestFile};
 use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME};
 use crate::logging::Recurring;
-use crate::sandbox::{RejectedGuest, Runtime};
-use crate::shutdown::Shutdown;
-use crate::supervisor;
-use crate::trial::{self, Failed, Passed};
-use crate::versions::{Version, Versions};
-use crate::watch::Watch;
+use crate::process::service_manager;
+use crate::process::shutdown::Shutdown;
+use crate::sandbox::rejection::RejectedGuest;
+use crate::sandbox::runtime::Runtime;
+use crate::versions::assignment::{Version, Versions};
+use crate::versions::canary::{Share, Verdict};
+use crate::versions::guest_file::{Digest, Fingerprint, GuestFile};
+use crate::versions::trial::{self, Failed, Passed};
+use crate::versions::watch::Watch;
 
 /// While a canary is tried its failures are looked at this often.
 const CANARY_LOOK_TIME: Duration = Duration::from_millis(100);
@@ -193,7 +194,7 @@ impl Loader {
             }
             if orders.reload {
                 self.ordered = true;
-                supervisor::reloading();
+                service_manager::reloading();
             }
         }
     }
@@ -261,7 +262,7 @@ impl Loader {
             }
         }
         if std::mem::take(&mut self.ordered) {
-            supervisor::reloaded();
+            service_manager::reloaded();
         }
     }
 

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use super::cannot_record;
 use crate::budget::Budget;
 use crate::limits::{RECORDING_END_TIME, RECORDING_QUEUE_BYTES};
-use crate::transcript::CUT;
+use crate::talk::transcript::CUT;
 
 /// What an order takes beside its text.
 const ORDER_BYTES: u64 = 128;

@@ -1,0 +1,10 @@
+//! This process among others: what the machine gives it, how it ends, and who takes over.
+
+pub mod capacity;
+pub mod heap;
+mod interrupt;
+pub mod room;
+pub mod service_manager;
+pub mod shutdown;
+pub(crate) mod signal_stack;
+pub mod takeover;
