@@ -26,9 +26,13 @@ fn the_limits_are_those_of_the_code() {
     }
 }
 
-/// A row for every constant of `limits.rs`: its name, its value as written there, and its comment.
+/// A row for every constant of `limits/`: its name, its value as written there, and its comment.
 fn table() -> String {
-    let source = fs::read_to_string(root().join("host/src/limits.rs")).unwrap();
+    let read = |file: &str| {
+        let path = root().join("host/src/limits").join(file);
+        fs::read_to_string(path).unwrap()
+    };
+    let source = ["wire.rs", "guest.rs", "process.rs"].map(read).concat();
     let (mut rows, mut reason) = (String::new(), Vec::new());
     for line in source.lines() {
         if let Some(text) = line.strip_prefix("/// ") {
@@ -50,14 +54,7 @@ fn table() -> String {
 fn every_test_it_names_exists() {
     let page = fs::read_to_string(root().join("SECURITY.md")).unwrap();
     let mut sources = String::new();
-    for folder in [
-        "tests",
-        "tests/soak",
-        "tests/walls",
-        "host/src",
-        "host/src/framing",
-        "host/src/sandbox",
-    ] {
+    for folder in ["tests", "host/src"] {
         read_sources(&root().join(folder), &mut sources);
     }
     let rows = page.lines().filter(|line| line.starts_with("| "));
@@ -76,7 +73,9 @@ fn every_test_it_names_exists() {
 fn read_sources(folder: &Path, sources: &mut String) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
+        if path.is_dir() && !path.ends_with("target") {
+            read_sources(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             sources.push_str(&fs::read_to_string(path).unwrap());
         }
     }

@@ -20,21 +20,21 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, Permissions};
 use std::hint::black_box;
-use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
 
 use airlock::GREETER;
 use airlock::limits::Limits;
+use airlock::limits::wire::Wire;
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::linking::Sandbox;
 use airlock::sandbox::runtime::Runtime;
 use airlock::sandbox::session::Session;
 use airlock::talk::client::Client;
-use airlock::talk::conversation::{Conversation, End, Handler, Peer};
+use airlock::talk::conversation::{Conversation, End, Event, Turn, Wait};
 use airlock::talk::framing::Framing;
+use airlock::talk::handler::Handler;
 use anyhow::{Context, Result, bail, ensure};
 
 const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
@@ -181,16 +181,28 @@ fn batch(sandbox: &Sandbox, times: u32) {
 
 /// All of the shim's loop and a sandbox: greeting, a line, goodbye.
 fn connection(sandbox: &Sandbox, times: u32) {
-    let limits = Limits::new(1, 1 << 30);
     for _ in 0..times {
-        let client = Script(["exit\n", "Michael\n"].map(str::as_bytes).to_vec());
-        let mut conversation = Conversation::new(client, Framing::Auto, &limits);
-        let end = conversation.run(|| Ok(start(sandbox)));
-        assert!(matches!(end, Ok(End::GuestClosed)), "{end:?}");
+        // The last first.
+        let mut unsaid = vec!["exit\n", "Michael\n"];
+        let mut conversation = Conversation::new(Framing::Auto, Wire::DEFAULT);
+        let mut turn = conversation.start(|| Ok(start(sandbox)));
+        let end = loop {
+            let event = match turn {
+                Turn::Ended(end) => break end,
+                Turn::Wait(Wait::Receive { .. }) => {
+                    let line = unsaid.pop().unwrap_or_default();
+                    conversation.room()[..line.len()].copy_from_slice(line.as_bytes());
+                    Event::Input(line.len())
+                }
+                Turn::Wait(_) => Event::Sent(black_box(conversation.output()).len()),
+            };
+            turn = conversation.turn(event);
+        };
+        assert!(matches!(end, End::GuestClosed), "{end:?}");
     }
 }
 
-fn start(sandbox: &Sandbox) -> Session<'_> {
+fn start(sandbox: &Sandbox) -> Session {
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {
         id: 1,
@@ -198,33 +210,4 @@ fn start(sandbox: &Sandbox) -> Session<'_> {
         local: address,
     };
     Session::start(sandbox, client).expect("an instance")
-}
-
-/// What is left for a client to say, the last first.
-struct Script(Vec<&'static [u8]>);
-
-impl Read for Script {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        self.0.pop().map_or(Ok(0), |mut line| line.read(room))
-    }
-}
-
-impl Write for Script {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(black_box(bytes).len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Peer for Script {
-    fn set_read_time(&mut self, _: Duration) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn is_draining(&self) -> bool {
-        false
-    }
 }

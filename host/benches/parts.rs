@@ -11,14 +11,15 @@ use std::net::{SocketAddr, TcpStream};
 
 use airlock::bench::twin::{self, Twin};
 use airlock::bench::{self, Server};
-use airlock::limits::{LINE_BYTES, Limits};
+use airlock::limits::Limits;
+use airlock::limits::wire::LINE_BYTES;
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::linking::Sandbox;
 use airlock::sandbox::runtime::Runtime;
 use airlock::sandbox::session::Session;
 use airlock::talk::client::Client;
-use airlock::talk::conversation::Handler;
 use airlock::talk::framing::{Framing, Reader};
+use airlock::talk::handler::Handler;
 use airlock::{GREETER, cli};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -35,8 +36,13 @@ fn framing(criterion: &mut Criterion) {
     group.bench_function("1000 lines", |bencher| {
         let mut reader = Reader::new(Framing::Lines, LINE_BYTES);
         bencher.iter(|| {
-            let mut source = input.as_bytes();
-            while reader.fill(&mut source).is_ok_and(|count| count > 0) {
+            let mut rest = input.as_bytes();
+            while !rest.is_empty() {
+                let room = reader.room();
+                let (piece, after) = rest.split_at(rest.len().min(room.len()));
+                room[..piece.len()].copy_from_slice(piece);
+                reader.add(piece.len());
+                rest = after;
                 while let Some(message) = reader.next_message() {
                     black_box(message.text.is_ok());
                 }

@@ -13,7 +13,10 @@ use clap::builder::Resettable;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
-use crate::limits::{self, Limits};
+use crate::limits::Limits;
+use crate::limits::guest::{GUEST_MEMORIES, Guest};
+use crate::limits::process::{ADDRESS_SPACE_BYTES, Process};
+use crate::limits::wire::Wire;
 use crate::logging::LogFormat;
 use crate::process::capacity::Capacity;
 use crate::serve::listener::MOST_BACKLOG;
@@ -333,34 +336,39 @@ impl Serve {
                  one or lower the other"
             ));
         }
-        let memories = connections as u64 * u64::from(limits::GUEST_MEMORIES);
+        let memories = connections as u64 * u64::from(GUEST_MEMORIES);
         let reserved = memory_bytes.saturating_mul(memories);
-        if reserved > limits::ADDRESS_SPACE_BYTES {
+        if reserved > ADDRESS_SPACE_BYTES {
             return Err(format!(
                 "{connections} connections with --guest-memory {memory} each need more addresses \
                  than there are: lower it, or --max-connections to {}",
-                limits::ADDRESS_SPACE_BYTES / u64::from(limits::GUEST_MEMORIES) / memory_bytes
+                ADDRESS_SPACE_BYTES / u64::from(GUEST_MEMORIES) / memory_bytes
             ));
         }
         let total_memory = self.total_guest_memory.map(|size| size.as_u64());
         let total_memory = total_memory.unwrap_or(capacity.guest_memory_bytes);
+        let guest = self.guest_options.limits();
         Ok(Limits {
-            mappings: capacity.mappings,
-            connections_per_ip: self
-                .max_connections_per_ip
-                .map_or(connections, |most| most as usize),
-            line_bytes: bytes(self.max_line),
-            idle_time: self.idle_timeout.into(),
-            line_time: self.line_timeout.into(),
-            write_time: self.write_timeout.into(),
-            drain_time: self.lifecycle.drain_timeout.into(),
-            // Where there is less, the kernel would end more than the compiler.
-            compile_memory_bytes: self
-                .guest_options
-                .compile_memory
-                .as_u64()
-                .min(capacity.guest_memory_bytes),
-            ..self.guest_options.limits(connections, total_memory)
+            wire: Wire {
+                line_bytes: bytes(self.max_line),
+                idle_time: self.idle_timeout.into(),
+                line_time: self.line_timeout.into(),
+                write_time: self.write_timeout.into(),
+            },
+            guest: Guest {
+                // Where there is less, the kernel would end more than the compiler.
+                compile_memory_bytes: guest.compile_memory_bytes.min(capacity.guest_memory_bytes),
+                ..guest
+            },
+            process: Process {
+                connections,
+                connections_per_ip: self
+                    .max_connections_per_ip
+                    .map_or(connections, |most| most as usize),
+                total_guest_memory_bytes: total_memory,
+                mappings: capacity.mappings,
+                drain_time: self.lifecycle.drain_timeout.into(),
+            },
         })
     }
 
@@ -377,15 +385,14 @@ impl Serve {
 }
 
 impl GuestOptions {
-    /// The bounds of guests, with the defaults of everything else.
-    pub fn limits(&self, connections: usize, total_memory_bytes: u64) -> Limits {
-        Limits {
+    /// The bounds of guests.
+    pub fn limits(&self) -> Guest {
+        Guest {
             reply_bytes: bytes(self.max_reply),
             call_time: self.call_timeout.into(),
-            guest_memory_bytes: bytes(self.guest_memory),
+            memory_bytes: bytes(self.guest_memory),
             compile_time: self.compile_timeout.into(),
             compile_memory_bytes: self.compile_memory.as_u64(),
-            ..Limits::new(connections, total_memory_bytes)
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use airlock::cli::GuestOptions;
+use airlock::limits::Limits;
 use airlock::process::capacity;
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::runtime::Runtime;
@@ -23,6 +24,9 @@ fn read(file: &Path) -> Result<GuestFile> {
 fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<Runtime>> {
     let environment = options.environment();
     let environment = environment.map_err(|error| anyhow!(error))?;
-    let limits = options.limits(1, capacity::claim(1).guest_memory_bytes);
+    let limits = Limits {
+        guest: options.limits(),
+        ..Limits::new(1, capacity::claim(1).guest_memory_bytes)
+    };
     Ok(Runtime::new(environment, limits, compiler)?)
 }

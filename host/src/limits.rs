@@ -1,41 +1,25 @@
 //! Every bound of the server: its unit, its default, why, and whom it protects from whom.
 //!
 //! All are finite. Those that an operator may want to move have an option on the command line; the
-//! others are constants here. README, "Limits", shows the same table.
+//! others are constants. SECURITY.md, "Limits", shows the same table.
 
-use std::time::Duration;
+pub mod guest;
+pub mod process;
+pub mod wire;
 
-/// The bounds of one server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use guest::Guest;
+use process::Process;
+use wire::Wire;
+
+/// The bounds of one server, by whom they serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections served at once; one more is answered `error: too many connections`.
-    pub connections: usize,
-    /// Connections served at once from one address (of IPv6: from one /64 network).
-    pub connections_per_ip: usize,
-    /// Bytes of one line, without its ending.
-    pub line_bytes: usize,
-    /// Bytes of one reply, and of the greeting.
-    pub reply_bytes: usize,
-    /// How long a client may send nothing between two messages.
-    pub idle_time: Duration,
-    /// How long a client may take from the first byte of a line to its last.
-    pub line_time: Duration,
-    /// How long a client may take nothing of its replies once the kernel's buffer is full.
-    pub write_time: Duration,
-    /// How long one call into the guest may take, asleep or awake.
-    pub call_time: Duration,
-    /// Bytes of the linear memories of one guest instance.
-    pub guest_memory_bytes: usize,
-    /// How long compiling a guest may take.
-    pub compile_time: Duration,
-    /// Bytes of addresses of the process that compiles a guest, which bound its memory.
-    pub compile_memory_bytes: u64,
-    /// Bytes of the linear memories of all instances together.
-    pub total_guest_memory_bytes: u64,
-    /// Memory mappings of all connections together, which the kernel bounds.
-    pub mappings: u64,
-    /// How long a drain waits for the messages in progress.
-    pub drain_time: Duration,
+    /// Of clients.
+    pub wire: Wire,
+    /// Of guests.
+    pub guest: Guest,
+    /// Of all together.
+    pub process: Process,
 }
 
 impl Limits {
@@ -43,248 +27,9 @@ impl Limits {
     /// `total_guest_memory_bytes`.
     pub const fn new(connections: usize, total_guest_memory_bytes: u64) -> Limits {
         Limits {
-            connections,
-            connections_per_ip: connections,
-            line_bytes: LINE_BYTES,
-            reply_bytes: REPLY_BYTES,
-            idle_time: IDLE_TIME,
-            line_time: LINE_TIME,
-            write_time: WRITE_TIME,
-            call_time: CALL_TIME,
-            guest_memory_bytes: GUEST_MEMORY_BYTES,
-            compile_time: COMPILE_TIME,
-            compile_memory_bytes: COMPILE_MEMORY_BYTES,
-            total_guest_memory_bytes,
-            mappings: u64::MAX,
-            drain_time: DRAIN_TIME,
+            wire: Wire::DEFAULT,
+            guest: Guest::DEFAULT,
+            process: Process::new(connections, total_guest_memory_bytes),
         }
     }
 }
-
-/// Far above any line a person or a line protocol sends, far below what hurts when each of 10 000
-/// clients does it. Protects the server's memory from clients.
-pub const LINE_BYTES: usize = 64 * 1024;
-
-/// Room for a page of text as one reply. Protects the server's memory from the guest.
-pub const REPLY_BYTES: usize = 1024 * 1024;
-
-/// A person may think for minutes; a client that vanished is gone after five. Protects the
-/// connection cap from idle clients.
-pub const IDLE_TIME: Duration = Duration::from_secs(5 * 60);
-
-/// Ample for 64 KiB over a bad line. Protects the connection cap from slow senders (slowloris),
-/// who would otherwise count as never idle.
-pub const LINE_TIME: Duration = Duration::from_secs(30);
-
-/// As for a line, the other way: protects the connection cap from clients that do not read.
-pub const WRITE_TIME: Duration = Duration::from_secs(30);
-
-/// Bytes a second that a client has to take of what waits for it, or it is let go when it has been
-/// behind for the write time. Slower than any line still in use, so only who means to stay takes less;
-/// a reply of 1 MiB is read within 18 minutes. Protects the connection cap from slow readers.
-pub const LEAST_WRITE_BYTES_PER_SECOND: u64 = 1024;
-
-/// Five times the tutorial's second of work. Protects the server's threads from the guest.
-pub const CALL_TIME: Duration = Duration::from_secs(5);
-
-/// Room for guests of languages with a garbage collector; a Rust guest starts with about 1 MiB.
-/// Protects the machine's memory from the guest.
-pub const GUEST_MEMORY_BYTES: usize = 64 * 1024 * 1024;
-
-/// Bytes of each linear memory that stay with its slot when a connection ends. The greeter writes to
-/// about as much; each slot that was ever used may hold it. (A Python guest keeps 139 KiB in all,
-/// measured.)
-pub const GUEST_RESIDENT_BYTES: usize = 64 * 1024;
-
-/// Segments of data from which a guest's memories begin as copy-on-write images instead of copies.
-/// Connections a second with 64 KiB, 128 KiB and 1 MiB: copied 7 600, 5 200 and 1 600; as an image
-/// 6 400, 8 500 and 8 300 (measured). A Python guest has 10 MiB, and takes 0.7 MiB instead of 11.8.
-pub const GUEST_IMAGE_BYTES: u64 = 128 * 1024;
-
-/// The part of all instances' memory that new ones leave to those that are open: an eighth.
-pub const GUEST_RESERVE_SHARE: u64 = 8;
-
-/// Addresses that the memories of all instances may reserve: a quarter of what a process has, since
-/// there may be two pools of them.
-pub const ADDRESS_SPACE_BYTES: u64 = 1 << 45;
-
-/// Addresses between the memories of two instances: Wasmtime's 32 MiB and five pages. A processor
-/// finds pages through a table (its TLB) with few places for pages whose numbers end in the same bits;
-/// at a round distance, the hot pages of all connections would share them. Five pages are more than
-/// an instance of the greeter touches.
-pub const GUEST_GUARD_BYTES: u64 = (32 << 20) + 5 * 4096;
-
-/// Linear memories of one guest instance. A Python or JavaScript guest has 3 (measured).
-pub const GUEST_MEMORIES: u32 = 4;
-
-/// Tables of one guest instance. A Rust guest has 2.
-pub const GUEST_TABLES: u32 = 8;
-
-/// Elements of one table: Wasmtime's own default, large enough for guests of 10 000 functions.
-pub const GUEST_TABLE_ELEMENTS: usize = 20_000;
-
-/// Core instances inside one guest instance: a Python guest has 38 (measured), a Rust guest 3.
-pub const GUEST_CORE_INSTANCES: u32 = 64;
-
-/// Host resources (pollables, streams) that a guest holds at once. A guest has its standard
-/// streams and a timer or two.
-pub const GUEST_RESOURCES: usize = 256;
-
-/// Handles that the component holds at once, of its own resources and of the host's: 24 bytes each.
-/// A guest that is made of several components has some for each that it passes between them.
-pub const GUEST_HANDLES: usize = 1024;
-
-/// Bytes that Wasmtime keeps for the core instances of one guest instance, most of them for globals
-/// and for functions whose address is taken: Wasmtime's default. Counted in `--guest-memory`.
-pub const GUEST_INSTANCE_BYTES: usize = 1024 * 1024;
-
-/// Bytes that a guest may hand over in one call of the host however small `--max-reply` is, so that
-/// it can still print.
-pub const LEAST_TRANSFER_BYTES: usize = 64 * 1024;
-
-/// Random bytes that a guest gets in one call.
-pub const RANDOM_BYTES: u64 = 64 * 1024;
-
-/// Bytes of a guest's log line; a longer one is cut.
-pub const LOG_LINE_BYTES: usize = 1024;
-
-/// Lines of one output stream of one guest that are logged at once before it has to slow down.
-pub const LOG_BURST_LINES: f64 = 100.0;
-
-/// Lines a second that are logged after that; the rest is dropped and counted. Protects the log.
-pub const LOG_LINES_PER_SECOND: f64 = 10.0;
-
-/// Lines that the guests of one version log at once, whatever connections they belong to, before
-/// they have to slow down: whoever reconnects is a new guest each time.
-pub const VERSION_LOG_BURST_LINES: f64 = 1000.0;
-
-/// Lines a second that they log after that.
-pub const VERSION_LOG_LINES_PER_SECOND: f64 = 100.0;
-
-/// Lines that the guests of all versions log at once.
-pub const ALL_LOG_BURST_LINES: f64 = 2000.0;
-
-/// Lines a second that they log after that: with the longest lines, 200 KiB a second.
-pub const ALL_LOG_LINES_PER_SECOND: f64 = 200.0;
-
-/// Bytes of the last lines on its standard error that are logged with a guest's failure: the end of
-/// a stack of calls.
-pub const LAST_WORDS_BYTES: usize = 1024;
-
-/// Bytes of a component file. Python guests have about 40 MiB.
-pub const COMPONENT_BYTES: u64 = 128 * 1024 * 1024;
-
-/// How long bytes without a newline wait before they make a connection `chunks`. Longer than the
-/// gaps inside one line, shorter than a client's patience.
-pub const SETTLE_TIME: Duration = Duration::from_millis(200);
-
-/// How long a closed connection waits for the client to take note, from when its kernel has
-/// everything. Without it, bytes that the client still sends would make the kernel reset the
-/// connection, and the last reply could be lost.
-pub const LINGER_TIME: Duration = Duration::from_secs(1);
-
-/// How long a drain waits for the messages in progress.
-pub const DRAIN_TIME: Duration = Duration::from_secs(10);
-
-/// How long compiling a guest may take. A Python guest of 18 MiB takes 13 s on two cores, and far
-/// longer where others use them, since it has the lowest priority. Protects the processors from
-/// files, and the start from never ending.
-pub const COMPILE_TIME: Duration = Duration::from_secs(5 * 60);
-
-/// Bytes of addresses for the process that compiles a guest. A Python guest of 18 MiB takes 600 MiB.
-/// Protects the machine's memory from files.
-pub const COMPILE_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-
-/// Bytes of a compiled guest: twice the largest component, as a Python guest has. Protects the
-/// server's memory from files.
-pub const COMPILED_BYTES: usize = 256 * 1024 * 1024;
-
-/// Bytes of addresses for the process that tries to load what was compiled, beside four times its
-/// size: itself, and 64 MiB for what is in it. A few hundred bytes can ask for gigabytes there too.
-/// Protects the server's memory from files.
-pub const LOAD_MEMORY_BYTES: u64 = 192 * 1024 * 1024;
-
-/// Bytes of a compiled guest that the cache keeps; a larger one is compiled at each start. Protects
-/// the disk.
-pub const CACHED_BYTES: usize = 64 * 1024 * 1024;
-
-/// Threads that compile one guest. More would take more memory, and the processors from guests that
-/// serve.
-pub const COMPILE_THREADS: u32 = 4;
-
-/// Stack of the thread that compiles a guest: what is nested too deeply for it is refused. The thread
-/// that tries the result has twice as much.
-pub const COMPILE_STACK_BYTES: usize = 4 * 1024 * 1024;
-
-/// How long a guest's file has to stay as it is before it is read: longer than the pauses of
-/// whoever writes it, shorter than anybody waits for.
-pub const GUEST_SETTLE_TIME: Duration = Duration::from_millis(50);
-
-/// How long events in the folder of a guest's file are left alone after the file was looked at.
-/// Protects a processor from whoever makes noise there.
-pub const GUEST_EVENT_TIME: Duration = Duration::from_millis(20);
-
-/// How often a guest's file is looked at where nothing announces a change, as on some network file
-/// systems.
-pub const GUEST_LOOK_TIME: Duration = Duration::from_secs(2);
-
-/// How long it takes until a guest is tried again that could not be read, or for which there was no
-/// memory. Everything else stays wrong until the file changes.
-pub const GUEST_RETRY_TIME: Duration = Duration::from_secs(5);
-
-/// Failed sessions of a canary that are enough to roll it back before its time, if they are twice as
-/// frequent as the current version's. Fewer can be chance.
-pub const CANARY_FAILURES: u64 = 10;
-
-/// Bytes of a conversation that `airlock test` plays, and of what the guest says to it.
-pub const SCRIPT_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Bytes of one line that `client` takes from a server: far above the default of --max-reply.
-/// Protects the client's memory from the server.
-pub const ANSWER_BYTES: u64 = 16 * 1024 * 1024;
-
-/// Bytes of one recorded conversation; the rest of it is not recorded.
-pub const RECORDING_BYTES: u64 = 1024 * 1024;
-
-/// Bytes of all conversations that one process records, each counted as 4 KiB at least. Protects
-/// the disk.
-pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
-
-/// Bytes of recorded conversations that wait for the disk: a second of a busy server. What does not
-/// fit ends its recording. Protects clients, and the server's memory, from a slow disk.
-pub const RECORDING_QUEUE_BYTES: u64 = 32 * 1024 * 1024;
-
-/// How long the end of the server waits for the disk to take the rest of the recordings.
-pub const RECORDING_END_TIME: Duration = Duration::from_secs(5);
-
-/// How long each process of a takeover waits for the next word of the other, a byte, before it takes
-/// it for stopped.
-pub const TAKEOVER_TIME: Duration = Duration::from_secs(5);
-
-/// Notices that the service manager has had no room for yet; of more, the oldest are dropped, since
-/// what counts is the last.
-pub const UNTOLD_NOTICES: usize = 16;
-
-/// Stack for wasm code: Wasmtime's default. A guest that recurses deeper traps.
-pub const GUEST_STACK_BYTES: usize = 512 * 1024;
-
-/// Stack of a connection's thread: the guest's, and as much again for the shim and Wasmtime's host
-/// functions. Only the pages that are touched cost memory.
-pub const THREAD_STACK_BYTES: usize = 2 * GUEST_STACK_BYTES;
-
-/// How long a thread waits for its next connection before it ends. Covers the gaps of a busy
-/// server, and gives the memory of a burst back.
-pub const THREAD_IDLE_TIME: Duration = Duration::from_secs(10);
-
-/// How precise the time limits of calls are: the period of the tick that checks them.
-pub const TICK: Duration = Duration::from_millis(10);
-
-/// Replies do not wait for the rest of their batch longer than this, when the guest is slow.
-pub const BATCH_TIME: Duration = Duration::from_millis(100);
-
-/// How long what may recur all the time (refused connections, a lack of descriptors) is only
-/// counted, before it is logged again.
-pub const LOG_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long accepting rests when the process or the machine is out of descriptors or memory.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,9 +1,10 @@
 //! Clients and their connections: from the listening socket to the last byte.
 
+pub mod blocking;
 mod connection;
 pub mod listener;
 pub mod recording;
 pub mod server;
 pub mod service;
-pub(crate) mod socket;
+pub mod socket;
 mod threads;

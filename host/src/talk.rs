@@ -4,4 +4,8 @@
 pub mod client;
 pub mod conversation;
 pub mod framing;
+pub mod handler;
+mod patience;
+pub mod play;
+pub mod recorder;
 pub mod transcript;

@@ -9,18 +9,16 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::talk::CHUNK;
-use crate::limits::Limits;
+use crate::limits::wire::Wire;
+use crate::serve::blocking;
 use crate::serve::listener;
 use crate::serve::socket::Socket;
-use crate::talk::conversation::{Conversation, Handler, Outcome};
+use crate::talk::conversation::Conversation;
 use crate::talk::framing::Framing;
+use crate::talk::handler::{Handler, Outcome};
 
 /// As many as Airlock's.
 const BACKLOG: u32 = listener::MOST_BACKLOG;
-
-/// The default ones. Nothing here asks for those that are given: how many connections there may be,
-/// and memory for guests.
-static LIMITS: Limits = Limits::new(0, 0);
 
 const WELCOME: &str = "Welcome!";
 
@@ -96,11 +94,11 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
 }
 
 fn converse(stream: &TcpStream) -> io::Result<()> {
-    let socket = Socket::new(stream, LIMITS.write_time, || false);
-    let mut conversation = Conversation::new(socket, Framing::Auto, &LIMITS);
+    let mut socket = Socket::new(stream);
+    let mut conversation = Conversation::new(Framing::Auto, Wire::DEFAULT);
     // However it ends.
-    let (Ok(end) | Err(end)) = conversation.run(|| Ok(Greeter));
-    conversation.say_goodbye(&end);
+    let _ = blocking::converse(&mut conversation, &mut socket, &|| false, || Ok(Greeter));
+    blocking::say_goodbye(&mut conversation, &mut socket);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use airlock::limits::ANSWER_BYTES;
+use airlock::limits::wire::ANSWER_BYTES;
 use airlock::logging::printable;
 use anyhow::{Context, Result, bail};
 use clap::Parser;

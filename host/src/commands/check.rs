@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use airlock::cli::Check;
-use airlock::limits::Limits;
+use airlock::limits::process::Process;
 use airlock::logging::printable;
 use airlock::process::capacity;
 use airlock::process::room::Room;
@@ -30,13 +30,10 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode> {
     let runtime = runtime(&options.guest, Compiler::this_program(true))?;
     let result = trial::run(&runtime, &file.bytes, &|| true);
     let capacity = capacity::claim(1);
-    let limits = Limits {
+    let room = Room::new(&Process {
         mappings: capacity.mappings,
-        ..options
-            .guest
-            .limits(capacity.connections, capacity.guest_memory_bytes)
-    };
-    let room = Room::new(&limits);
+        ..Process::new(capacity.connections, capacity.guest_memory_bytes)
+    });
     let report = if options.json {
         format!(
             "{:#}\n",

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use airlock::cli::Test;
-use airlock::limits::SCRIPT_BYTES;
+use airlock::limits::guest::SCRIPT_BYTES;
 use airlock::logging::printable;
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::linking::Sandbox;
 use airlock::sandbox::session::Session;
 use airlock::talk::client::Client;
-use airlock::talk::transcript;
+use airlock::talk::{play, transcript};
 use anyhow::{Context, Result, bail};
 use similar::TextDiff;
 
@@ -64,7 +64,7 @@ fn play(sandbox: &Sandbox, script: &Path) -> Result<Option<String>> {
     }
     let script = transcript::parse(&text)?;
     let expected = transcript::write(&script);
-    let (played, failure) = transcript::play(&script, || Session::start(sandbox, Client::NOBODY));
+    let (played, failure) = play::play(&script, || Session::start(sandbox, Client::NOBODY));
     if played == expected {
         return Ok(None);
     }

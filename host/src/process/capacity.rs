@@ -27,7 +27,7 @@ const SPARE_MAPPINGS: u64 = 1024;
 
 /// Addresses of one connection's thread: its stack, the signal stack of Rust's runtime, and guards.
 const THREAD_ADDRESSES: u64 =
-    (limits::THREAD_STACK_BYTES + signal_stack::BYTES + (64 << 10)) as u64;
+    (limits::process::THREAD_STACK_BYTES + signal_stack::BYTES + (64 << 10)) as u64;
 
 /// Addresses for what the shim holds of one connection at most, with the default limits: a line and
 /// a reply, each more than once.
@@ -118,10 +118,10 @@ impl Capacity {
     /// The room for connections whose guests have memories that may grow to this size, which are
     /// reserved at the start; and what bounds it.
     pub(crate) fn connections_with(&self, guest_memory_bytes: u64) -> (usize, &'static str) {
-        let table = (limits::GUEST_TABLE_ELEMENTS * size_of::<usize>()) as u64;
-        let tables = u64::from(limits::GUEST_TABLES) * table;
-        let memories =
-            u64::from(limits::GUEST_MEMORIES) * (guest_memory_bytes + limits::GUEST_GUARD_BYTES);
+        let table = (limits::guest::GUEST_TABLE_ELEMENTS * size_of::<usize>()) as u64;
+        let tables = u64::from(limits::guest::GUEST_TABLES) * table;
+        let memories = u64::from(limits::guest::GUEST_MEMORIES)
+            * (guest_memory_bytes + limits::guest::GUEST_GUARD_BYTES);
         // Guests with images have a pool of their own.
         let each = 2 * (memories + tables) + THREAD_ADDRESSES + HEAP_ADDRESSES;
         // One more for the trial of a new version.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::budget::{Budget, Claim};
-use crate::limits::{GUEST_RESERVE_SHARE, Limits};
+use crate::limits::process::GUEST_RESERVE_SHARE;
+use crate::limits::process::Process;
 use crate::process::capacity::{MEMORY_MAPPINGS, THREAD_MAPPINGS};
 
 /// What one connection takes, which follows from its version of the guest.
@@ -68,7 +69,7 @@ struct Pool {
 
 impl Room {
     /// All of it, with these limits.
-    pub fn new(limits: &Limits) -> Room {
+    pub fn new(limits: &Process) -> Room {
         Room {
             connections: limits.connections,
             mappings: limits.mappings,
@@ -177,9 +178,9 @@ mod tests {
     };
 
     fn room(mappings: u64, memory_bytes: u64) -> Arc<Room> {
-        Arc::new(Room::new(&Limits {
+        Arc::new(Room::new(&Process {
             mappings,
-            ..Limits::new(1_000_000, memory_bytes)
+            ..Process::new(1_000_000, memory_bytes)
         }))
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use crate::limits::UNTOLD_NOTICES;
+use crate::limits::process::UNTOLD_NOTICES;
 
 /// How long a service manager that has no room for a notice is left alone.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -36,7 +36,7 @@ use rustix::net::{
 use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::limits::{ACCEPT_PAUSE, LOG_PAUSE, TAKEOVER_TIME};
+use crate::limits::process::{ACCEPT_PAUSE, LOG_PAUSE, TAKEOVER_TIME};
 use crate::logging::Recurring;
 use crate::process::shutdown::Shutdown;
 

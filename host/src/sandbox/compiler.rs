@@ -32,8 +32,8 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_internal_cache::{Cache, CacheConfig, ModuleCacheEntry};
 
-use crate::limits::{
-    CACHED_BYTES, COMPILE_THREADS, COMPILED_BYTES, GUEST_IMAGE_BYTES, LOAD_MEMORY_BYTES, Limits,
+use crate::limits::guest::{
+    CACHED_BYTES, COMPILE_THREADS, COMPILED_BYTES, GUEST_IMAGE_BYTES, Guest, LOAD_MEMORY_BYTES,
 };
 use crate::logging::printable;
 use crate::sandbox::machine::{self, Machine};
@@ -84,7 +84,7 @@ impl Compiler {
     pub(super) fn compile(
         &self,
         machine: &dyn Fn(bool) -> Arc<Machine>,
-        limits: &Limits,
+        limits: &Guest,
         component: &[u8],
         wanted: &dyn Fn() -> bool,
     ) -> Result<Loaded, RejectedGuest> {
@@ -188,7 +188,7 @@ impl Compilation {
     /// Gives a child its `input`, and returns its output.
     fn run(
         program: &PathBuf,
-        limits: &Limits,
+        limits: &Guest,
         input: &[u8],
         memory_bytes: u64,
         load: bool,
@@ -308,7 +308,7 @@ impl Compilation {
     }
 
     /// Why the child has failed, from its end and its last words.
-    fn failure(&self, status: ExitStatus, limits: &Limits) -> RejectedGuest {
+    fn failure(&self, status: ExitStatus, limits: &Guest) -> RejectedGuest {
         let message = String::from_utf8_lossy(&self.message);
         let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
         let out_of_memory = [
@@ -390,7 +390,7 @@ impl<'a> Input<'a> {
 /// the sizes can be asked for where there is no pool.
 fn why_too_large(
     machine: &Machine,
-    limits: &Limits,
+    limits: &Guest,
     compiled: &[u8],
     error: &wasmtime::Error,
 ) -> RejectedGuest {
@@ -401,10 +401,10 @@ fn why_too_large(
         .and_then(|component| component.resources_required()?.max_initial_memory_size)
         .unwrap_or(0);
     let needed_bytes = needed_pages.saturating_mul(PAGE_BYTES);
-    if needed_bytes > limits.guest_memory_bytes as u64 {
+    if needed_bytes > limits.memory_bytes as u64 {
         RejectedGuest::Memory {
             needed_bytes,
-            limit_bytes: limits.guest_memory_bytes,
+            limit_bytes: limits.memory_bytes,
         }
     } else {
         RejectedGuest::Invalid(one_line(error))

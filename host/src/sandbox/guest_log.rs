@@ -12,7 +12,9 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
-use crate::limits::{self, LAST_WORDS_BYTES, LOG_LINE_BYTES, LOG_PAUSE};
+use crate::limits;
+use crate::limits::guest::{LAST_WORDS_BYTES, LOG_LINE_BYTES};
+use crate::limits::process::LOG_PAUSE;
 use crate::logging::{self, printable};
 
 /// How much a guest may hand over in one write.
@@ -83,8 +85,8 @@ impl LogRate {
     /// What all guests of the process share.
     pub(super) fn of_process() -> Arc<LogRate> {
         let rate = Rate::new(
-            limits::ALL_LOG_BURST_LINES,
-            limits::ALL_LOG_LINES_PER_SECOND,
+            limits::guest::ALL_LOG_BURST_LINES,
+            limits::guest::ALL_LOG_LINES_PER_SECOND,
         );
         LogRate::new("all guests", rate, None)
     }
@@ -92,8 +94,8 @@ impl LogRate {
     /// What the instances of a version share.
     pub(super) fn of_version(process: &Arc<LogRate>) -> Arc<LogRate> {
         let rate = Rate::new(
-            limits::VERSION_LOG_BURST_LINES,
-            limits::VERSION_LOG_LINES_PER_SECOND,
+            limits::guest::VERSION_LOG_BURST_LINES,
+            limits::guest::VERSION_LOG_LINES_PER_SECOND,
         );
         LogRate::new("a version's guests", rate, Some(Arc::clone(process)))
     }
@@ -157,7 +159,10 @@ impl GuestLog {
             stream,
             pending: Vec::new(),
             last: Vec::new(),
-            rate: Rate::new(limits::LOG_BURST_LINES, limits::LOG_LINES_PER_SECOND),
+            rate: Rate::new(
+                limits::guest::LOG_BURST_LINES,
+                limits::guest::LOG_LINES_PER_SECOND,
+            ),
             all: Arc::clone(all),
             dropped: 0,
         })))

@@ -10,7 +10,7 @@ use wasmparser::{
     ElementKind, Encoding, ExternalKind, Parser, Payload, Result,
 };
 
-use crate::limits::{GUEST_CORE_INSTANCES, GUEST_INSTANCE_BYTES};
+use crate::limits::guest::{GUEST_CORE_INSTANCES, GUEST_INSTANCE_BYTES};
 
 /// What Wasmtime has for each core instance, whatever is in it.
 const INSTANCE_BYTES: u64 = 1024;

@@ -57,9 +57,10 @@ impl Sandbox {
             _ => return Err(RejectedGuest::NotWasm),
         }
         let machine = |images| runtime.machine(images);
-        let loaded = runtime
-            .compiler
-            .compile(&machine, &runtime.limits, component, wanted)?;
+        let loaded =
+            runtime
+                .compiler
+                .compile(&machine, &runtime.limits.guest, component, wanted)?;
         Sandbox::link(
             runtime,
             loaded.machine,
@@ -76,7 +77,7 @@ impl Sandbox {
         instance_bytes: u64,
     ) -> Result<Sandbox, RejectedGuest> {
         let needed = component.resources_required();
-        let memories = needed.map_or(limits::GUEST_MEMORIES, |needed| needed.num_memories);
+        let memories = needed.map_or(limits::guest::GUEST_MEMORIES, |needed| needed.num_memories);
         let pre = machine
             .linker
             .instantiate_pre(component)
@@ -100,7 +101,7 @@ impl Sandbox {
         State::new(
             client,
             Arc::clone(&self.runtime.environment),
-            Memory::new(&self.runtime.limits, memory),
+            Memory::new(&self.runtime.limits.guest, memory),
             self.machine.ticker.ticks(),
             Arc::clone(&self.log),
         )

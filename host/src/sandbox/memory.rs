@@ -3,7 +3,8 @@
 use wasmtime::ResourceLimiter;
 
 use crate::budget::Claim;
-use crate::limits::{self, Limits};
+use crate::limits;
+use crate::limits::guest::Guest;
 
 /// A place in a table is a pointer.
 const ELEMENT_BYTES: u64 = 8;
@@ -33,9 +34,9 @@ pub enum Refused {
 
 impl Memory {
     /// None yet; `claim` is what has been taken of that of all for it.
-    pub(super) fn new(limits: &Limits, claim: Claim) -> Memory {
+    pub(super) fn new(limits: &Guest, claim: Claim) -> Memory {
         Memory {
-            limit_bytes: limits.guest_memory_bytes,
+            limit_bytes: limits.memory_bytes,
             held_bytes: 0,
             claim,
             refused: None,
@@ -77,18 +78,19 @@ impl ResourceLimiter for Memory {
         _: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let more = desired.saturating_sub(now) as u64;
-        Ok(desired <= limits::GUEST_TABLE_ELEMENTS && self.claim(more * ELEMENT_BYTES).is_ok())
+        Ok(desired <= limits::guest::GUEST_TABLE_ELEMENTS
+            && self.claim(more * ELEMENT_BYTES).is_ok())
     }
 
     fn instances(&self) -> usize {
-        limits::GUEST_CORE_INSTANCES as usize
+        limits::guest::GUEST_CORE_INSTANCES as usize
     }
 
     fn tables(&self) -> usize {
-        limits::GUEST_TABLES as usize
+        limits::guest::GUEST_TABLES as usize
     }
 
     fn memories(&self) -> usize {
-        limits::GUEST_MEMORIES as usize
+        limits::guest::GUEST_MEMORIES as usize
     }
 }

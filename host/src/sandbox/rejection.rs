@@ -39,7 +39,7 @@ pub enum RejectedGuest {
     /// There is too much of it.
     #[error(
         "it cannot be compiled: its code has more than {} bytes",
-        limits::COMPILED_BYTES
+        limits::guest::COMPILED_BYTES
     )]
     CompiledBytes,
     /// Its code would take too much memory here.
@@ -90,6 +90,6 @@ pub(super) fn one_line(error: &wasmtime::Error) -> String {
     let text = format!("{error:#}");
     let words: Vec<_> = text.split_whitespace().collect();
     let mut line = words.join(" ");
-    line.truncate(line.floor_char_boundary(limits::LOG_LINE_BYTES));
+    line.truncate(line.floor_char_boundary(limits::guest::LOG_LINE_BYTES));
     printable(&line)
 }

@@ -10,7 +10,8 @@ use wasmtime::{FrameInfo, Store, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::budget::Claim;
-use crate::limits::{self, LOG_LINE_BYTES, Limits};
+use crate::limits::guest::LOG_LINE_BYTES;
+use crate::limits::guest::{self, Guest};
 use crate::logging::printable;
 use crate::sandbox::bindings::LineServer;
 use crate::sandbox::bindings::batched::Batch;
@@ -20,16 +21,16 @@ use crate::sandbox::machine::ticks;
 use crate::sandbox::memory::Refused;
 use crate::sandbox::wasi::{CallTimedOut, State, caught};
 use crate::talk::client::Client;
-use crate::talk::conversation::{Answers, Handler, Outcome};
+use crate::talk::handler::{Answers, Handler, Outcome};
 
 /// A live instance, and the clock and the limits around it.
-pub struct Session<'a> {
+pub struct Session {
     store: Store<State>,
     guest: LineServer,
     /// For many lines at once, where the guest has that.
     batch: Option<Batch>,
     call_ticks: u64,
-    limits: &'a Limits,
+    limits: Guest,
 }
 
 /// A guest has failed. The client reads `error: the guest failed`; the log says this.
@@ -99,31 +100,31 @@ impl From<Cause> for GuestError {
     }
 }
 
-impl<'a> Session<'a> {
+impl Session {
     /// Makes a fresh instance for `client`.
     ///
     /// # Errors
     /// The guest failed while it was initialised.
-    pub fn start(sandbox: &'a Sandbox, client: Client) -> Result<Session<'a>, GuestError> {
+    pub fn start(sandbox: &Sandbox, client: Client) -> Result<Session, GuestError> {
         Session::start_with(sandbox, client, sandbox.runtime.room.no_memory())
     }
 
     /// The same, with memory that has been taken for it.
     pub(crate) fn start_with(
-        sandbox: &'a Sandbox,
+        sandbox: &Sandbox,
         client: Client,
         memory: Claim,
-    ) -> Result<Session<'a>, GuestError> {
-        let limits = &sandbox.runtime.limits;
+    ) -> Result<Session, GuestError> {
+        let limits = sandbox.runtime.limits.guest;
         let state = sandbox.state(client, memory);
         let mut store = Store::new(&sandbox.machine.engine, state);
         store.limiter(|state| &mut state.memory);
-        store.set_max_component_handles(limits::GUEST_HANDLES);
-        store.set_hostcall_fuel(most_bytes(limits));
+        store.set_max_component_handles(guest::GUEST_HANDLES);
+        store.set_hostcall_fuel(most_bytes(&limits));
         let claimed = store.data_mut().memory.claim(sandbox.instance_bytes);
         claimed.map_err(Cause::Memory)?;
         let call_ticks = ticks(limits.call_time);
-        let (guest, batch) = call(&mut store, call_ticks, limits, |store| {
+        let (guest, batch) = call(&mut store, call_ticks, &limits, |store| {
             sandbox.instantiate(store)
         })?;
         Ok(Session {
@@ -158,12 +159,12 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Handler for Session<'_> {
+impl Handler for Session {
     type Error = GuestError;
 
     fn greeting(&mut self) -> Result<Option<String>, GuestError> {
         let handler = self.guest.airlock_line_handler();
-        let text = call(&mut self.store, self.call_ticks, self.limits, |store| {
+        let text = call(&mut self.store, self.call_ticks, &self.limits, |store| {
             handler.call_greeting(store)
         })?;
         self.check_reply(text.as_deref())?;
@@ -172,7 +173,7 @@ impl Handler for Session<'_> {
 
     fn handle_line(&mut self, line: &str) -> Result<Outcome, GuestError> {
         let handler = self.guest.airlock_line_handler();
-        let outcome = call(&mut self.store, self.call_ticks, self.limits, |store| {
+        let outcome = call(&mut self.store, self.call_ticks, &self.limits, |store| {
             handler.call_handle_line(store, line)
         })?;
         let outcome = match outcome {
@@ -203,7 +204,7 @@ impl Handler for Session<'_> {
         // So that one reply more than enough stays below what may be received from a guest at all.
         let enough = enough.min(self.limits.reply_bytes);
         let batch = batch.airlock_line_batch();
-        let answers = call(&mut self.store, self.call_ticks, self.limits, |store| {
+        let answers = call(&mut self.store, self.call_ticks, &self.limits, |store| {
             batch.call_handle_lines(store, lines, enough as u32)
         })?;
         let replies = &answers.replies;
@@ -241,9 +242,9 @@ impl Handler for Session<'_> {
 
 /// What the host allocates at most to receive a value, before its length is looked at. What a guest
 /// prints is received the same way.
-fn most_bytes(limits: &Limits) -> usize {
+fn most_bytes(limits: &Guest) -> usize {
     let two_replies = limits.reply_bytes.saturating_mul(2);
-    two_replies.max(limits::LEAST_TRANSFER_BYTES)
+    two_replies.max(guest::LEAST_TRANSFER_BYTES)
 }
 
 /// One call, which has failed too when it returns late: whatever the guest has found that nothing
@@ -251,7 +252,7 @@ fn most_bytes(limits: &Limits) -> usize {
 fn call<T>(
     store: &mut Store<State>,
     ticks: u64,
-    limits: &Limits,
+    limits: &Guest,
     call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<T>,
 ) -> Result<T, GuestError> {
     // Both clocks: Wasmtime's, which stops wasm code, and the one that bounds time in the host.
@@ -265,7 +266,7 @@ fn call<T>(
 }
 
 #[cold]
-fn call_failed(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> GuestError {
+fn call_failed(error: &wasmtime::Error, store: &Store<State>, limits: &Guest) -> GuestError {
     let mut failed = failed(cause(error, store, limits), store);
     if let Cause::Trap(text) = &mut failed.cause
         && failed.last_words.is_empty()
@@ -283,7 +284,7 @@ fn failed(cause: Cause, store: &Store<State>) -> GuestError {
     }
 }
 
-fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Limits) -> Cause {
+fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Guest) -> Cause {
     /// How Wasmtime says that [`most_bytes`] did not do; it has no type for it.
     const TOO_MUCH_DATA: &str = "too much data is being copied between the host and the guest";
 
@@ -363,6 +364,7 @@ mod tests {
     use wit_parser::{Handle, Resolve, Type, TypeDefKind, WorldId, WorldItem};
 
     use super::*;
+    use crate::limits::Limits;
     use crate::sandbox::compiler::Compiler;
     use crate::sandbox::runtime::Runtime;
 
@@ -599,9 +601,9 @@ mod tests {
     fn a_call_that_returns_late_has_failed_whatever_it_returns() {
         let sandbox = sandbox(crate::GREETER);
         let mut session = Session::start(&sandbox, Client::NOBODY).expect("an instance");
-        let in_time = call(&mut session.store, 1000, &LIMITS, |_| Ok("a reply"));
+        let in_time = call(&mut session.store, 1000, &LIMITS.guest, |_| Ok("a reply"));
         assert_eq!(in_time.expect("a reply"), "a reply");
-        let late = call(&mut session.store, 1, &LIMITS, |store| {
+        let late = call(&mut session.store, 1, &LIMITS.guest, |store| {
             while !store.data().is_over() {
                 thread::yield_now();
             }

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use wasmtime::Engine;
 
-use crate::limits::TICK;
+use crate::limits::guest::TICK;
 
 /// Counts ticks until it is dropped. Reading the count costs one load from memory.
 #[derive(Debug)]

@@ -17,7 +17,8 @@ use wasmtime_wasi::p2::bindings::sync::io::poll;
 use wasmtime_wasi::runtime::in_tokio;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::limits::{self, TICK};
+use crate::limits;
+use crate::limits::guest::TICK;
 use crate::sandbox::bindings::LineServer;
 use crate::sandbox::bindings::airlock::line::connection;
 use crate::sandbox::guest_log::{GuestLog, LogRate};
@@ -57,7 +58,7 @@ impl State {
         log: Arc<LogRate>,
     ) -> State {
         let mut table = ResourceTable::new();
-        table.set_max_capacity(limits::GUEST_RESOURCES);
+        table.set_max_capacity(limits::guest::GUEST_RESOURCES);
         State {
             client,
             environment,
@@ -155,7 +156,7 @@ impl WasiView for State {
                 .allow_tcp(false)
                 .allow_udp(false)
                 // The host fills them in one go, which no clock of ours interrupts.
-                .max_random_size(limits::RANDOM_BYTES)
+                .max_random_size(limits::guest::RANDOM_BYTES)
                 .build()
         });
         WasiCtxView {

@@ -6,11 +6,12 @@ use crate::budget::Claim;
 use crate::process::room::Reservation;
 use crate::process::shutdown::Permit;
 use crate::sandbox::session::{Cause, Session};
+use crate::serve::blocking;
 use crate::serve::service::Service;
 use crate::serve::socket::Socket;
 use crate::talk::client::Client;
 use crate::talk::conversation::{Conversation, End};
-use crate::talk::transcript::Recorder;
+use crate::talk::recorder::Recorder;
 use crate::versions::assignment::Assignment;
 
 /// One connection, for its thread.
@@ -35,24 +36,26 @@ pub(crate) fn serve(job: Job, service: &Service) {
     let id = client.id;
     let version = &*assignment.version;
     tracing::info!(connection = id, peer = %client.peer, version = version.number, "accepted");
-    let limits = &service.runtime.limits;
+    let limits = service.runtime.limits.wire;
     let is_draining = || permit.is_draining() || version.is_retired();
-    let socket = Socket::new(permit.stream(), limits.write_time, is_draining);
-    let mut conversation = Conversation::new(socket, service.framing, limits);
-    let start = || Session::start_with(&version.sandbox, client, memory);
     let recordings = service.recordings.as_ref();
-    // A panic would be a bug of ours. It must not cost the client its answer, or the log its line.
-    let run = || match recordings.and_then(|all| all.begin(client, version)) {
-        None => conversation.run(start),
-        Some(file) => conversation.run(|| Recorder::start(file, start)),
+    let recording = recordings.and_then(|all| all.begin(client, version));
+    let start = || {
+        Recorder::start(recording, || {
+            Session::start_with(&version.sandbox, client, memory)
+        })
     };
-    let (Ok(end) | Err(end)) = panic::catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or(Err(End::GuestFailed(Cause::Panic.into())));
+    let mut socket = Socket::new(permit.stream());
+    let mut conversation = Conversation::new(service.framing, limits);
+    // A panic would be a bug of ours. It must not cost the client its answer, or the log its line.
+    let talk = || blocking::converse(&mut conversation, &mut socket, &is_draining, start);
+    let end = panic::catch_unwind(AssertUnwindSafe(talk))
+        .unwrap_or_else(|_| conversation.fail(Cause::Panic.into()));
     if matches!(&end, End::GuestFailed(error) if !matches!(error.cause, Cause::Panic)) {
         assignment.fail();
     }
 
-    let listening = conversation.say_goodbye(&end);
+    let listening = blocking::say_goodbye(&mut conversation, &mut socket);
     permit.finish();
 
     let reason = match &end {
@@ -80,13 +83,12 @@ pub(crate) fn serve(job: Job, service: &Service) {
     }
 
     let unread = conversation.pending_bytes() > 0;
-    let socket = &mut conversation.peer;
     match end {
         // Nothing that waits in the kernel's buffer is going to be read.
         End::NotReading => socket.reset(),
         // Who is told something unasked may be sending.
         _ if listening && (unread || end.last_word().is_some() || socket.has_unread()) => {
-            socket.linger();
+            socket.linger(limits.write_time);
         }
         _ => {}
     }

@@ -18,10 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::budget::Budget;
-use crate::limits::{ALL_RECORDINGS_BYTES, RECORDING_BYTES, RECORDING_QUEUE_BYTES};
+use crate::limits::process::{ALL_RECORDINGS_BYTES, RECORDING_BYTES, RECORDING_QUEUE_BYTES};
 use crate::logging::Recurring;
 use crate::talk::client::Client;
-use crate::talk::transcript::{CUT, Capped};
+use crate::talk::recorder::{CUT, Capped};
 use crate::versions::assignment::Version;
 
 pub use disk::Disk;

@@ -1,6 +1,6 @@
 //! The listener: accepts, takes a permit for each connection and hands it to a thread.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,15 +46,15 @@ pub fn run(
     tracing::info!(%address, version = version.number, sha256 = %version.digest, "waiting for connections");
     version.log_room();
     drop(version);
-    let connections = service.runtime.limits.connections;
+    let connections = service.runtime.limits.process.connections;
     let service = Arc::new(service);
     let mut server = Server {
         address,
         shutdown,
         threads: Threads::new(
             connections,
-            limits::THREAD_STACK_BYTES,
-            limits::THREAD_IDLE_TIME,
+            limits::process::THREAD_STACK_BYTES,
+            limits::process::THREAD_IDLE_TIME,
             {
                 let service = Arc::clone(&service);
                 move |job: Job| connection::serve(job, &service)
@@ -141,7 +141,7 @@ impl Server<'_> {
                         }
                         // The connection stays in the kernel's queue, so asking again at once
                         // would spin.
-                        self.wait(None, Some(limits::ACCEPT_PAUSE))?;
+                        self.wait(None, Some(limits::process::ACCEPT_PAUSE))?;
                     }
                     // The client has gone again, or its network has: the next one may be fine.
                     _ => tracing::debug!("a connection failed before it was accepted: {error}"),
@@ -156,8 +156,8 @@ impl Server<'_> {
         let id = self.accepted + 1;
         let runtime = &self.service.runtime;
         let caps = Caps {
-            total: runtime.limits.connections,
-            per_ip: runtime.limits.connections_per_ip,
+            total: runtime.limits.process.connections,
+            per_ip: runtime.limits.process.connections_per_ip,
         };
         let assignment = self.service.versions.assign();
         let version = assignment.version.number;
@@ -211,11 +211,11 @@ impl Server<'_> {
         let mut refusal = Writer::default();
         let ending = Reader::new(self.service.framing, 0).ending();
         refusal.push("error: too many connections", ending);
-        let _ = turn_away(stream, &mut refusal);
+        let _ = turn_away(stream, &refusal);
     }
 
     fn end(mut self) -> Ended {
-        let time = self.service.runtime.limits.drain_time;
+        let time = self.service.runtime.limits.process.drain_time;
         if !self.shutdown.is_draining() {
             // Another process accepts, so there is no hurry: short conversations end by themselves.
             tracing::info!("handed over: letting the open connections finish");
@@ -259,9 +259,9 @@ impl Server<'_> {
 /// Writes into the empty buffer of a new socket, which never blocks, and takes what the client has
 /// already sent: unread bytes would turn the close into a reset, and the reset could overtake the
 /// refusal.
-fn turn_away(mut stream: &TcpStream, refusal: &mut Writer) -> io::Result<()> {
+fn turn_away(mut stream: &TcpStream, refusal: &Writer) -> io::Result<()> {
     stream.set_nonblocking(true)?;
-    refusal.flush(&mut stream)?;
+    stream.write_all(refusal.output())?;
     stream.shutdown(Direction::Write)?;
     let _taken = stream.read(&mut [0; 4096])?;
     Ok(())

@@ -1,7 +1,8 @@
-//! One client's socket: its time limits, and how it is closed so that the client hears the last word.
+//! One client's socket, as a thread that blocks on it uses it: its time limits, and how it is closed
+//! so that the client hears the last word.
 
 use std::ffi::c_int;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{Shutdown as Direction, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -12,33 +13,72 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{self, RecvFlags, SendFlags};
 use socket2::SockRef;
 
-use crate::limits::{self, LEAST_WRITE_BYTES_PER_SECOND};
-use crate::talk::conversation::Peer;
+use crate::limits::wire::LINGER_TIME;
 
-/// A client's socket, with time limits that cost a system call only when they change, or when the
-/// client makes the server wait.
-pub(crate) struct Socket<'a, F> {
+/// A client's socket, with a time limit that costs a system call only when it changes.
+pub struct Socket<'a> {
     stream: &'a TcpStream,
     read_time: Option<Duration>,
-    patience: Patience,
-    sent_bytes: u64,
-    is_draining: F,
 }
 
-impl<'a, F: Fn() -> bool> Socket<'a, F> {
-    /// A write fails when the client takes nothing for `write_time`, or too little for longer.
-    /// `is_draining` is [`Peer::is_draining`].
-    pub(crate) fn new(stream: &'a TcpStream, write_time: Duration, is_draining: F) -> Self {
-        // Replies are already gathered; waiting for more would only delay them. An error here or
-        // below shows again at the first read.
+impl<'a> Socket<'a> {
+    /// A socket that blocks.
+    pub fn new(stream: &'a TcpStream) -> Socket<'a> {
+        // Replies are already gathered; waiting for more would only delay them. An error here shows
+        // again at the first read.
         let _ = stream.set_nodelay(true);
         Socket {
             stream,
             read_time: None,
-            patience: Patience::new(write_time),
-            sent_bytes: 0,
-            is_draining,
         }
+    }
+
+    /// Reads from now on give up after `time` with [`ErrorKind::WouldBlock`].
+    pub(crate) fn set_read_time(&mut self, time: Duration) -> io::Result<()> {
+        if self.read_time != Some(time) {
+            // The kernel takes 0 for no limit.
+            self.stream
+                .set_read_timeout(Some(time.max(Duration::from_millis(1))))?;
+            self.read_time = Some(time);
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes; 0 are the end of input.
+    pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+        let (count, _) = net::recv(self.stream, room, RecvFlags::empty())?;
+        Ok(count)
+    }
+
+    /// Sends what there is room for, or fails with [`ErrorKind::WouldBlock`].
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(net::send(self.stream, bytes, flags)?)
+    }
+
+    /// Waits until the kernel has room for more to send, for this long at most. Returns whether it
+    /// has, or is broken, which sending will tell.
+    pub(crate) fn wait_for_room(&self, within: Duration) -> io::Result<bool> {
+        let time = Timespec::try_from(within).unwrap_or_default();
+        match poll(&mut [PollFd::new(self.stream, PollFlags::OUT)], Some(&time)) {
+            Ok(0) | Err(Errno::INTR) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What the kernel has of the output until the client's kernel acknowledges it.
+    pub(crate) fn unacknowledged_bytes(&self) -> io::Result<u64> {
+        unacknowledged_bytes(self.stream)
+    }
+
+    pub(crate) fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(self.stream).is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Drops what the kernel still wants to send.
+    pub(crate) fn reset(&self) {
+        let _ = SockRef::from(self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Closing while input comes in resets the connection, and a reset may overtake the last reply.
@@ -47,24 +87,24 @@ impl<'a, F: Fn() -> bool> Socket<'a, F> {
     ///
     /// Not inlined: the buffer would be on the stack of every connection, all the time.
     #[inline(never)]
-    pub(crate) fn linger(&mut self) {
+    pub(crate) fn linger(&mut self, write_time: Duration) {
         if self.stream.shutdown(Direction::Write).is_err() {
             return;
         }
         let began = Instant::now();
-        let mut deadline = began + limits::LINGER_TIME;
+        let mut deadline = began + LINGER_TIME;
         let mut sink = [0; 2 * 1024];
         loop {
             let now = Instant::now();
-            let waiting_bytes = unacknowledged_bytes(self.stream).unwrap_or(0);
-            if waiting_bytes > 0 && now - began < self.patience.whole {
-                deadline = now + limits::LINGER_TIME;
+            let waiting_bytes = self.unacknowledged_bytes().unwrap_or(0);
+            if waiting_bytes > 0 && now - began < write_time {
+                deadline = now + LINGER_TIME;
             }
             let time_left = deadline.saturating_duration_since(now);
             if time_left.is_zero() || self.set_read_time(time_left).is_err() {
                 return;
             }
-            match self.read(&mut sink) {
+            match self.receive(&mut sink) {
                 Ok(0) => return,
                 Ok(_) => {}
                 // A drain that begins now shortens the read, not the lingering.
@@ -79,47 +119,6 @@ impl<'a, F: Fn() -> bool> Socket<'a, F> {
     }
 }
 
-impl<F> Socket<'_, F> {
-    pub(crate) fn has_unread(&self) -> bool {
-        rustix::io::ioctl_fionread(self.stream).is_ok_and(|bytes| bytes > 0)
-    }
-
-    /// Drops what the kernel still wants to send.
-    pub(crate) fn reset(&self) {
-        let _ = SockRef::from(self.stream).set_linger(Some(Duration::ZERO));
-    }
-
-    /// Waits until the kernel has room for more to send.
-    ///
-    /// It makes room in large steps, some 100 KiB each, so that there is none says little about the
-    /// client: what counts is what its own kernel has acknowledged.
-    fn wait_for_room(&mut self) -> io::Result<()> {
-        self.patience.look(Duration::ZERO, self.taken_bytes()?);
-        loop {
-            let began = Instant::now();
-            let time = Timespec::try_from(self.patience.next_look()).unwrap_or_default();
-            let room = poll(&mut [PollFd::new(self.stream, PollFlags::OUT)], Some(&time));
-            self.patience.look(began.elapsed(), self.taken_bytes()?);
-            match room {
-                Ok(0) | Err(Errno::INTR) if self.patience.is_over() => {
-                    return Err(ErrorKind::WouldBlock.into());
-                }
-                Ok(0) | Err(Errno::INTR) => {}
-                // Or it is broken, which sending will tell.
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// How much of what was sent has reached the client's kernel.
-    fn taken_bytes(&self) -> io::Result<u64> {
-        Ok(self
-            .sent_bytes
-            .saturating_sub(unacknowledged_bytes(self.stream)?))
-    }
-}
-
 /// What the kernel has of a socket's output until the other side acknowledges it (`SIOCOUTQ`).
 #[expect(unsafe_code, reason = "there is no safe interface to SIOCOUTQ")]
 fn unacknowledged_bytes(socket: impl AsFd) -> io::Result<u64> {
@@ -130,134 +129,9 @@ fn unacknowledged_bytes(socket: impl AsFd) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
-impl<F: Fn() -> bool> Peer for Socket<'_, F> {
-    fn set_read_time(&mut self, time: Duration) -> io::Result<()> {
-        if self.read_time != Some(time) {
-            // The kernel takes 0 for no limit.
-            self.stream
-                .set_read_timeout(Some(time.max(Duration::from_millis(1))))?;
-            self.read_time = Some(time);
-        }
-        Ok(())
-    }
-
-    fn is_draining(&self) -> bool {
-        (self.is_draining)()
-    }
-}
-
-impl<F> Read for Socket<'_, F> {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let (count, _) = net::recv(self.stream, room, RecvFlags::empty())?;
-        Ok(count)
-    }
-}
-
-impl<F> Write for Socket<'_, F> {
-    /// Waits, and looks at a clock, only where there is no room for anything.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        loop {
-            match net::send(self.stream, bytes, flags) {
-                Err(Errno::WOULDBLOCK) => self.wait_for_room()?,
-                sent => {
-                    let count = sent?;
-                    self.sent_bytes += count as u64;
-                    return Ok(count);
-                }
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// How long a client may still make the server wait: time that passes while it waits, and that comes
-/// back, up to the whole, with what the client takes. So a client is let go that takes nothing for
-/// the whole time, or less than the least rate for longer; one that is faster never is, however long
-/// it takes.
-#[derive(Debug)]
-struct Patience {
-    whole: Duration,
-    left: Duration,
-    taken_bytes: u64,
-}
-
-impl Patience {
-    fn new(whole: Duration) -> Patience {
-        Patience {
-            whole,
-            left: whole,
-            taken_bytes: 0,
-        }
-    }
-
-    /// `waited` has passed since the last look, and the client has taken this much since it came.
-    fn look(&mut self, waited: Duration, taken_bytes: u64) {
-        let bytes = taken_bytes.saturating_sub(self.taken_bytes);
-        self.taken_bytes = self.taken_bytes.max(taken_bytes);
-        let earned = Duration::from_secs_f64(bytes as f64 / LEAST_WRITE_BYTES_PER_SECOND as f64);
-        let left = self.left.saturating_add(earned).saturating_sub(waited);
-        self.left = left.min(self.whole);
-    }
-
-    fn is_over(&self) -> bool {
-        self.left.is_zero()
-    }
-
-    /// How long to wait at most before it is time to look again: often enough that a client gets an
-    /// eighth more than the whole time at most.
-    fn next_look(&self) -> Duration {
-        self.left.min(self.whole / 8).max(limits::TICK)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const WHOLE: Duration = Duration::from_secs(30);
-
-    /// How long a client that takes `bytes` every `pause` is waited for, if not for a day.
-    fn waited(bytes: u64, pause: Duration) -> Option<Duration> {
-        let mut patience = Patience::new(WHOLE);
-        let (mut time, mut taken_bytes) = (Duration::ZERO, 0);
-        while time < Duration::from_secs(24 * 60 * 60) {
-            time += pause;
-            taken_bytes += bytes;
-            patience.look(pause, taken_bytes);
-            if patience.is_over() {
-                return Some(time);
-            }
-        }
-        None
-    }
-
-    #[test]
-    fn a_client_is_let_go_for_taking_nothing_or_too_little_and_not_for_being_slow() {
-        let second = Duration::from_secs(1);
-        assert_eq!(waited(0, second), Some(WHOLE));
-        let drip = waited(1, second).expect("a byte a second is no way to stay");
-        assert!(drip < WHOLE + 2 * second, "{drip:?}");
-        let late = waited(100, WHOLE - second).expect("nor are a few bytes, just in time");
-        assert!(late < 2 * WHOLE, "{late:?}");
-
-        assert_eq!(waited(LEAST_WRITE_BYTES_PER_SECOND, second), None);
-        assert_eq!(waited(2500, second / 10), None);
-        // Kernels make room for much at a time.
-        assert_eq!(waited(400 * 1024, WHOLE / 2), None);
-    }
-
-    #[test]
-    fn what_was_taken_in_time_is_no_credit_beyond_the_whole_time() {
-        let mut patience = Patience::new(WHOLE);
-        patience.look(Duration::from_secs(1), 1 << 40);
-        assert_eq!(patience.left, WHOLE);
-        patience.look(WHOLE, 1 << 40);
-        assert!(patience.is_over());
-    }
 
     #[test]
     fn the_kernel_tells_what_the_other_side_has_taken() {
@@ -265,13 +139,14 @@ mod tests {
         let address = listener.local_addr().expect("its address");
         let client = TcpStream::connect(address).expect("a connection");
         let (server, _) = listener.accept().expect("the same");
-        let mut socket = Socket::new(&server, Duration::from_millis(50), || false);
+        let socket = Socket::new(&server);
         let block = [0; 64 * 1024];
-        while socket.write(&block).is_ok() {}
-        let waits = unacknowledged_bytes(&server).expect("a number");
-        assert!(waits > 0 && waits < socket.sent_bytes, "{waits}");
-        let taken = socket.taken_bytes().expect("a number");
-        assert_eq!(taken, socket.sent_bytes - waits);
+        let mut sent_bytes = 0;
+        while let Ok(count) = socket.send(&block) {
+            sent_bytes += count as u64;
+        }
+        let waits = socket.unacknowledged_bytes().expect("a number");
+        assert!(waits > 0 && waits < sent_bytes, "{waits}");
         drop(client);
     }
 }

@@ -1,88 +1,74 @@
-//! THE loop: read messages, ask the handler, write the replies; until somebody ends it.
+//! THE loop, as a machine without I/O: messages in, the guest asked, replies out, until somebody
+//! ends it. All rules of the wire and all limits of clients are here, once.
 //!
-//! It knows neither sockets nor Wasmtime, only what it needs of them, so that it can be tested and
-//! fuzzed without either.
+//! Whoever drives it has the socket, reads and writes what it is told to, and reports each time what
+//! came of that as an [`Event`]; the answer is what to do next. A thread that blocks on the socket
+//! can do that (`serve::blocking`), and so can one that waits for many sockets: a conversation owns
+//! all that belongs to it, and may move from thread to thread between two turns.
+//!
+//! ```text
+//! start -> Receive -> Input(n) -> Send -> Sent(n) -> Receive -> … -> Ended, then goodbye
+//! ```
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::time::{Duration, Instant};
 
-use crate::limits::{self, Limits};
+use crate::limits::wire::{self, Wire};
 use crate::talk::framing::{Framing, Reader, WRITE_BYTES, Waiting, Writer};
+use crate::talk::handler::{Handler, Outcome};
+use crate::talk::patience::Patience;
 
 /// What a client hears when the guest fails, and all it hears about it.
 pub const GUEST_FAILED: &str = "error: the guest failed";
 
-/// The client's end: a socket.
-pub trait Peer: Read + Write {
-    /// Reads from now on give up after `time` with [`ErrorKind::WouldBlock`].
-    ///
-    /// # Errors
-    /// The socket is broken.
-    fn set_read_time(&mut self, time: Duration) -> io::Result<()>;
-
-    /// Whether the server has begun to end, or this connection's version of the guest has. When that
-    /// begins, a read that waits gives up, and so does one for which the time has been set before:
-    /// so ask between the two.
-    fn is_draining(&self) -> bool;
+/// What has happened at the client's end.
+#[derive(Debug)]
+pub enum Event {
+    /// So many bytes, more than none, have been read into [`Conversation::room`].
+    Input(usize),
+    /// The client has ended its side.
+    Eof,
+    /// So many bytes of [`Conversation::output`] have been written.
+    Sent(usize),
+    /// The socket takes nothing now. Of all that it was given, the client's kernel has not
+    /// acknowledged this many bytes.
+    Stalled {
+        /// See above.
+        unacknowledged_bytes: u64,
+    },
+    /// Nothing was there to read for as long as was to be waited.
+    Deadline,
+    /// The server has begun to end, or this connection's version of the guest has. Once is enough.
+    Drain,
+    /// The connection is no more.
+    Broken(io::Error),
 }
 
-/// The guest's end: a session.
-pub trait Handler {
-    /// How a guest fails.
-    type Error;
-
-    /// What is said before any message, if anything.
-    ///
-    /// # Errors
-    /// The guest failed; it must not be called again.
-    fn greeting(&mut self) -> Result<Option<String>, Self::Error>;
-
-    /// What to do about one message.
-    ///
-    /// # Errors
-    /// The guest failed; it must not be called again.
-    fn handle_line(&mut self, line: &str) -> Result<Outcome, Self::Error>;
-
-    /// What to do about lines that have arrived together, where the handler can take more than one
-    /// at a time; then `lines` gives them, each with its line feed, if there are such lines. Replies
-    /// of `enough` bytes are enough.
-    ///
-    /// # Errors
-    /// The guest failed; it must not be called again.
-    fn handle_lines<'a>(
-        &mut self,
-        lines: impl FnOnce() -> Option<&'a str>,
-        enough: usize,
-    ) -> Result<Option<Answers>, Self::Error> {
-        let _ = (lines, enough);
-        Ok(None)
-    }
-
-    /// Time since some moment, as precise as comes for free.
-    fn clock(&self) -> Duration;
+/// What a conversation waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Bytes into [`Conversation::room`], or the client's end.
+    Receive {
+        /// Then it is [`Event::Deadline`].
+        within: Duration,
+    },
+    /// [`Conversation::output`] to be written, at once: [`Event::Sent`], or [`Event::Stalled`].
+    Send,
+    /// Room for output. When there is some, write.
+    Room {
+        /// Then it is [`Event::Stalled`], once more.
+        within: Duration,
+    },
 }
 
-/// What a guest wants done after a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Send this text.
-    Reply(String),
-    /// Send nothing.
-    NoReply,
-    /// Send this text, if there is one, and close.
-    Close(Option<String>),
-}
-
-/// What a guest has made of several lines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answers {
-    /// Its replies, each with its line feed.
-    pub replies: String,
-    /// How many of the lines it has handled: at least one, and no more than there were.
-    pub handled: usize,
-    /// Whether it wants to close.
-    pub close: bool,
+/// What to do next.
+#[derive(Debug)]
+pub enum Turn<E> {
+    /// Wait for this.
+    Wait(Wait),
+    /// It is over, and this is why. What is left to be said is for [`Conversation::goodbye`].
+    Ended(End<E>),
 }
 
 /// Why a conversation ended.
@@ -90,7 +76,7 @@ pub struct Answers {
 pub enum End<E> {
     /// The client ended its side, and has every reply.
     ClientClosed,
-    /// The guest said goodbye.
+    /// The guest said goodbye, and the client has that.
     GuestClosed,
     /// The guest failed.
     GuestFailed(E),
@@ -106,14 +92,22 @@ pub enum End<E> {
 
 /// One conversation, and the count of what went through it.
 #[derive(Debug)]
-pub struct Conversation<'a, P> {
-    /// The client.
-    pub peer: P,
-    limits: &'a Limits,
+pub struct Conversation<H> {
+    limits: Wire,
     reader: Reader,
     writer: Writer,
+    patience: Patience,
+    /// Until it has ended.
+    handler: Option<H>,
+    /// What follows when all output has been sent.
+    next: Next,
+    draining: bool,
+    /// The wait that was last asked for is for the newline that would decide the framing.
+    settling: bool,
     /// Which line is being received, by [`Reader::lines`], and since when.
     line_started: Option<(u64, Instant)>,
+    /// Whether the client may still hear what is said.
+    heard: bool,
     /// Messages that were received, including those that were refused.
     pub lines: u64,
     /// Bytes that were received.
@@ -122,58 +116,130 @@ pub struct Conversation<'a, P> {
     pub bytes_out: u64,
 }
 
-impl<'a, P: Peer> Conversation<'a, P> {
-    /// Nothing has been said yet.
-    pub fn new(peer: P, framing: Framing, limits: &'a Limits) -> Conversation<'a, P> {
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    Receive,
+    /// There may be more messages at hand.
+    Answer,
+    Close,
+}
+
+impl<H: Handler> Conversation<H> {
+    /// Nothing has been said yet: [`Conversation::start`] it.
+    pub fn new(framing: Framing, limits: Wire) -> Conversation<H> {
         Conversation {
-            peer,
             limits,
             reader: Reader::new(framing, limits.line_bytes),
             writer: Writer::default(),
+            patience: Patience::new(limits.write_time),
+            handler: None,
+            next: Next::Receive,
+            draining: false,
+            settling: false,
             line_started: None,
+            heard: true,
             lines: 0,
             bytes_in: 0,
             bytes_out: 0,
         }
     }
 
-    /// Converses to the end. Both results are that end; the error is the way out of the middle.
-    /// `start` makes the handler.
-    ///
-    /// # Errors
-    /// Why the conversation ended before either side wanted it to.
-    pub fn run<H: Handler>(
-        &mut self,
-        start: impl FnOnce() -> Result<H, H::Error>,
-    ) -> Result<End<H::Error>, End<H::Error>> {
-        let mut handler = start().map_err(End::GuestFailed)?;
-        if let Some(text) = handler.greeting().map_err(End::GuestFailed)? {
-            self.writer.push(&text, self.reader.ending());
-        }
-        self.flush()?;
-        loop {
-            let received = self.receive()?;
-            let guest_closed = self.answer(&mut handler)?;
-            self.flush()?;
-            if guest_closed {
-                return Ok(End::GuestClosed);
+    /// Lets the handler, which `start` makes, greet the client.
+    pub fn start(&mut self, start: impl FnOnce() -> Result<H, H::Error>) -> Turn<H::Error> {
+        let greeting = start().and_then(|handler| self.handler.insert(handler).greeting());
+        match greeting {
+            Ok(text) => {
+                if let Some(text) = text {
+                    self.writer.push(&text, self.reader.ending());
+                }
+                self.resume()
             }
-            if received == 0 {
-                return Ok(End::ClientClosed);
-            }
+            Err(error) => self.end(End::GuestFailed(error)),
         }
     }
 
-    /// Sends what is still gathered, and the shim's own word about this end, if it has one.
-    /// Returns whether the client may still be listening.
-    pub fn say_goodbye<E>(&mut self, end: &End<E>) -> bool {
-        if matches!(end, End::Broken(_) | End::NotReading) {
-            return false;
+    /// Goes on after an event, until there is something to wait for.
+    pub fn turn(&mut self, event: Event) -> Turn<H::Error> {
+        match event {
+            Event::Input(count) => {
+                self.bytes_in += count as u64;
+                self.reader.add(count);
+                self.answer()
+            }
+            Event::Sent(count) => {
+                self.sent(count);
+                self.resume()
+            }
+            Event::Eof => {
+                self.reader.end();
+                self.answer()
+            }
+            Event::Deadline if self.settling => {
+                self.reader.settle();
+                self.answer()
+            }
+            Event::Deadline => self.end(End::TimedOut),
+            Event::Stalled {
+                unacknowledged_bytes,
+            } => match self.stalled(unacknowledged_bytes) {
+                Some(wait) => Turn::Wait(wait),
+                None => self.end(End::NotReading),
+            },
+            Event::Drain => {
+                self.draining = true;
+                self.resume()
+            }
+            Event::Broken(error) => self.end(End::Broken(error)),
         }
-        if let Some(text) = end.last_word() {
-            self.writer.push(text, self.reader.ending());
+    }
+
+    /// What it waits for now: the same again, if the last wait was interrupted.
+    pub fn resume(&mut self) -> Turn<H::Error> {
+        if !self.writer.is_empty() {
+            return Turn::Wait(Wait::Send);
         }
-        self.flush::<E>().is_ok()
+        match self.next {
+            Next::Receive => self.receive(),
+            Next::Answer => self.answer(),
+            Next::Close => self.end(End::GuestClosed),
+        }
+    }
+
+    /// Ends it for a fault that the handler has not reported itself.
+    pub fn fail(&mut self, error: H::Error) -> End<H::Error> {
+        self.over(End::GuestFailed(error))
+    }
+
+    /// The same as [`Conversation::turn`] when it has ended, beginning with `Sent(0)`: what there is
+    /// still to do so that the client has heard all, the shim's own word about the end too.
+    pub fn goodbye(&mut self, event: Event) -> Option<Wait> {
+        match event {
+            Event::Sent(count) => self.sent(count),
+            Event::Stalled {
+                unacknowledged_bytes,
+            } => match self.stalled(unacknowledged_bytes) {
+                Some(wait) => return Some(wait),
+                None => self.give_up(),
+            },
+            Event::Broken(_) => self.give_up(),
+            Event::Input(_) | Event::Eof | Event::Deadline | Event::Drain => {}
+        }
+        (!self.writer.is_empty()).then_some(Wait::Send)
+    }
+
+    /// Whether the client may still be listening, after a goodbye.
+    pub fn is_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Where bytes that are received belong; never empty.
+    pub fn room(&mut self) -> &mut [u8] {
+        self.reader.room()
+    }
+
+    /// What is to be sent.
+    pub fn output(&self) -> &[u8] {
+        self.writer.output()
     }
 
     /// How many bytes were received that nothing was made of.
@@ -181,41 +247,26 @@ impl<'a, P: Peer> Conversation<'a, P> {
         self.reader.pending_bytes()
     }
 
-    /// Reads until there may be a message; 0 bytes are the end of input.
-    fn receive<E>(&mut self) -> Result<usize, End<E>> {
-        loop {
-            let waiting = self.reader.waiting();
-            let time_left = self.time_left(waiting);
-            if time_left.is_zero() {
-                return Err(End::TimedOut);
-            }
-            let patience = match waiting {
-                Waiting::ForFraming => time_left.min(limits::SETTLE_TIME),
-                Waiting::ForMessage | Waiting::ForRestOfLine => time_left,
-            };
-            self.peer.set_read_time(patience).map_err(End::Broken)?;
-            if self.peer.is_draining() {
-                return Err(End::ShuttingDown);
-            }
-            match self.reader.fill(&mut self.peer) {
-                // It was cut.
-                Ok(0) if self.peer.is_draining() => return Err(End::ShuttingDown),
-                Ok(count) => {
-                    self.bytes_in += count as u64;
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() != ErrorKind::WouldBlock => {
-                    return Err(End::Broken(error));
-                }
-                Err(_) if self.peer.is_draining() => {}
-                Err(_) if waiting == Waiting::ForFraming && patience < time_left => {
-                    self.reader.settle();
-                    return Ok(self.reader.pending_bytes());
-                }
-                Err(_) => return Err(End::TimedOut),
-            }
+    /// Waits until there may be a message.
+    fn receive(&mut self) -> Turn<H::Error> {
+        if self.reader.has_ended() {
+            return self.end(End::ClientClosed);
         }
+        if self.draining {
+            return self.end(End::ShuttingDown);
+        }
+        let waiting = self.reader.waiting();
+        let time_left = self.time_left(waiting);
+        if time_left.is_zero() {
+            return self.end(End::TimedOut);
+        }
+        self.settling = waiting == Waiting::ForFraming && wire::SETTLE_TIME < time_left;
+        let within = if self.settling {
+            wire::SETTLE_TIME
+        } else {
+            time_left
+        };
+        Turn::Wait(Wait::Receive { within })
     }
 
     /// How long the client may take for what the reader waits for.
@@ -234,63 +285,108 @@ impl<'a, P: Peer> Conversation<'a, P> {
         }
     }
 
-    /// Answers every message that was received, and says whether the guest has closed.
-    fn answer<H: Handler>(&mut self, handler: &mut H) -> Result<bool, End<H::Error>> {
-        let mut last_flush = handler.clock();
-        while let Some(guest_closed) = self.answer_next(handler)? {
-            if guest_closed {
-                return Ok(true);
+    /// Answers the messages at hand, as far as their replies are to leave in one write.
+    fn answer(&mut self) -> Turn<H::Error> {
+        let Conversation {
+            reader,
+            writer,
+            handler: Some(handler),
+            lines,
+            ..
+        } = self
+        else {
+            return self.resume();
+        };
+        let began = handler.clock();
+        let answered = loop {
+            match answer_next(handler, reader, writer, lines) {
+                // The replies to one read leave in one write, unless they grow large or the guest
+                // takes its time.
+                Ok(Next::Answer)
+                    if writer.is_empty()
+                        || !writer.is_full() && handler.clock() - began <= wire::BATCH_TIME => {}
+                answered => break answered,
             }
-            // The replies to one read leave in one write, unless they grow large or the guest
-            // takes its time.
-            let now = handler.clock();
-            if self.writer.is_full() || now - last_flush > limits::BATCH_TIME {
-                self.flush()?;
-                last_flush = now;
+        };
+        match answered {
+            Ok(next) => {
+                self.next = next;
+                self.resume()
             }
+            Err(error) => self.end(End::GuestFailed(error)),
         }
-        Ok(false)
     }
 
-    /// Answers one message or, where the handler can, as many lines as have arrived. Says whether
-    /// the guest has closed, or nothing when there is no message.
-    fn answer_next<H: Handler>(&mut self, handler: &mut H) -> Result<Option<bool>, End<H::Error>> {
-        let answers = handler.handle_lines(|| self.reader.lines_at_hand(), WRITE_BYTES);
-        if let Some(answers) = answers.map_err(End::GuestFailed)? {
-            self.lines += self.reader.take_lines(answers.handled) as u64;
-            self.writer.push_lines(&answers.replies);
-            return Ok(Some(answers.close));
-        }
-        let Some(message) = self.reader.next_message() else {
-            return Ok(None);
-        };
-        self.lines += 1;
-        let ending = message.ending;
-        let outcome = match message.text {
-            Ok(line) => handler.handle_line(line).map_err(End::GuestFailed)?,
-            Err(refusal) => Outcome::Reply(refusal.to_string()),
-        };
-        let (text, close) = match outcome {
-            Outcome::Reply(text) => (Some(text), false),
-            Outcome::NoReply => (None, false),
-            Outcome::Close(text) => (text, true),
-        };
-        if let Some(text) = text {
-            self.writer.push(&text, ending);
-        }
-        Ok(Some(close))
+    fn end(&mut self, end: End<H::Error>) -> Turn<H::Error> {
+        Turn::Ended(self.over(end))
     }
 
-    fn flush<E>(&mut self) -> Result<(), End<E>> {
-        match self.writer.flush(&mut self.peer) {
-            Ok(count) => {
-                self.bytes_out += count as u64;
-                Ok(())
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(End::NotReading),
-            Err(error) => Err(End::Broken(error)),
+    fn over(&mut self, end: End<H::Error>) -> End<H::Error> {
+        self.handler = None;
+        if matches!(end, End::Broken(_) | End::NotReading) {
+            self.give_up();
         }
+        if let Some(text) = end.last_word() {
+            self.writer.push(text, self.reader.ending());
+        }
+        end
     }
+
+    /// Nobody hears any more.
+    fn give_up(&mut self) {
+        self.heard = false;
+        self.writer.clear();
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.bytes_out += count as u64;
+        self.writer.remove(count);
+        self.patience.go_on();
+    }
+
+    /// How to wait for room, unless the client has been waited for long enough.
+    fn stalled(&mut self, unacknowledged_bytes: u64) -> Option<Wait> {
+        let taken_bytes = self.bytes_out.saturating_sub(unacknowledged_bytes);
+        let within = self.patience.wait(taken_bytes)?;
+        Some(Wait::Room { within })
+    }
+}
+
+/// Answers one message or, where the handler can, as many lines as have arrived; and counts them.
+fn answer_next<H: Handler>(
+    handler: &mut H,
+    reader: &mut Reader,
+    writer: &mut Writer,
+    count: &mut u64,
+) -> Result<Next, H::Error> {
+    let answers = handler.handle_lines(|| reader.lines_at_hand(), WRITE_BYTES)?;
+    if let Some(answers) = answers {
+        *count += reader.take_lines(answers.handled) as u64;
+        writer.push_lines(&answers.replies);
+        return Ok(next(answers.close));
+    }
+    let Some(message) = reader.next_message() else {
+        return Ok(Next::Receive);
+    };
+    *count += 1;
+    let ending = message.ending;
+    let outcome = match message.text {
+        Ok(line) => handler.handle_line(line)?,
+        Err(refusal) => Outcome::Reply(refusal.to_string()),
+    };
+    let (text, close) = match outcome {
+        Outcome::Reply(text) => (Some(text), false),
+        Outcome::NoReply => (None, false),
+        Outcome::Close(text) => (text, true),
+    };
+    if let Some(text) = text {
+        writer.push(&text, ending);
+    }
+    Ok(next(close))
+}
+
+fn next(close: bool) -> Next {
+    if close { Next::Close } else { Next::Answer }
 }
 
 impl<E> End<E> {

@@ -5,8 +5,6 @@
 //! rest of it is dropped as it comes in. Nothing here knows sockets, clocks or guests: how long to
 //! wait for more bytes is the caller's business, and [`Reader::waiting`] says what for.
 
-use std::io::{self, Read, Write};
-
 use clap::ValueEnum;
 
 /// The most bytes one message has in `chunks` framing: the tutorial's `recv(1024)`.
@@ -136,20 +134,32 @@ impl Reader {
         }
     }
 
-    /// Reads once from `source` and returns the number of bytes; 0 is the end of input, which
-    /// completes a last line that has no newline. Call it when [`Reader::next_message`] has
-    /// nothing left.
-    pub fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
+    /// Where the next bytes belong: never empty, and no more than may be received at once. Ask for it
+    /// when [`Reader::next_message`] has nothing left, and say with [`Reader::add`] how much of it
+    /// has been filled.
+    pub fn room(&mut self) -> &mut [u8] {
         self.make_room();
         let room = match self.framing {
             Framing::Chunks => self.buffer.len().min(self.end + CHUNK_BYTES),
             Framing::Auto | Framing::Lines => self.buffer.len(),
         };
-        let count = source.read(&mut self.buffer[self.end..room])?;
-        self.end += count;
+        &mut self.buffer[self.end..room]
+    }
+
+    /// So many bytes have been put into the room.
+    pub fn add(&mut self, count: usize) {
+        self.end = self.buffer.len().min(self.end + count);
         self.last_read_bytes = count;
-        self.ended |= count == 0;
-        Ok(count)
+    }
+
+    /// No bytes come any more, which completes a last line that has no newline.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Whether that has been said.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// The next complete message, if the bytes read so far hold one.
@@ -335,6 +345,8 @@ fn message(bytes: &[u8], ending: Ending) -> Message<'_> {
 #[derive(Debug, Default)]
 pub struct Writer {
     buffer: Vec<u8>,
+    /// How much of it has left.
+    sent: usize,
 }
 
 impl Writer {
@@ -365,19 +377,29 @@ impl Writer {
 
     /// Whether enough has been gathered that it should be written before more is added.
     pub fn is_full(&self) -> bool {
-        self.buffer.len() >= WRITE_BYTES
+        self.output().len() >= WRITE_BYTES
     }
 
-    /// Writes all that was gathered and returns how many bytes that was.
-    pub fn flush(&mut self, sink: &mut impl Write) -> io::Result<usize> {
-        let count = self.buffer.len();
-        if count > 0 {
-            sink.write_all(&self.buffer)?;
-            self.buffer.clear();
-            // As much as last time may come again; what a burst took is given back.
-            self.buffer.shrink_to((count * 2).max(FIRST_BUFFER_BYTES));
+    /// What waits to be written.
+    pub fn output(&self) -> &[u8] {
+        &self.buffer[self.sent..]
+    }
+
+    /// So many bytes of that have been written.
+    pub fn remove(&mut self, count: usize) {
+        self.sent = self.buffer.len().min(self.sent + count);
+        if self.sent == self.buffer.len() {
+            self.clear();
         }
-        Ok(count)
+    }
+
+    /// Nothing waits any more.
+    pub fn clear(&mut self) {
+        let count = self.buffer.len();
+        self.buffer.clear();
+        self.sent = 0;
+        // As much as last time may come again; what a burst took is given back.
+        self.buffer.shrink_to((count * 2).max(FIRST_BUFFER_BYTES));
     }
 }
 

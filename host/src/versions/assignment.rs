@@ -43,7 +43,7 @@ impl Version {
         } = self.need;
         let runtime = &self.sandbox.runtime;
         let (connections, bound) = runtime.room.most(self.need);
-        let most = runtime.limits.connections;
+        let most = runtime.limits.process.connections;
         if connections < most {
             tracing::info!(
                 "room for {connections} connections instead of {most}: each begins with \

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::limits::CANARY_FAILURES;
+use crate::limits::guest::CANARY_FAILURES;
 
 /// How a new version is tried: `--canary PERCENT:DURATION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::limits::{COMPONENT_BYTES, GUEST_SETTLE_TIME};
+use crate::limits::guest::{COMPONENT_BYTES, GUEST_SETTLE_TIME};
 
 /// A component, not yet looked into.
 pub struct GuestFile {

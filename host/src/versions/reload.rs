@@ -12,7 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::limits::{COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME};
+use crate::limits::guest::{
+    COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME,
+};
 use crate::logging::Recurring;
 use crate::process::service_manager;
 use crate::process::shutdown::Shutdown;

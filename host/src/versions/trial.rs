@@ -12,7 +12,7 @@ use crate::sandbox::rejection::RejectedGuest;
 use crate::sandbox::runtime::Runtime;
 use crate::sandbox::session::{Cause, GuestError, Session};
 use crate::talk::client::Client;
-use crate::talk::conversation::Handler;
+use crate::talk::handler::Handler;
 
 /// A guest that has passed.
 pub struct Passed {
@@ -100,13 +100,13 @@ fn attempt(
     let memory_bytes = session.memory_bytes();
     drop(session);
     let limits = &runtime.limits;
-    let room_bytes = (limits.guest_memory_bytes as u64).saturating_sub(memory_bytes);
-    if room_bytes < limits.line_bytes as u64 {
+    let room_bytes = (limits.guest.memory_bytes as u64).saturating_sub(memory_bytes);
+    if room_bytes < limits.wire.line_bytes as u64 {
         tracing::warn!(
             "a line of {} bytes (--max-line) may not fit into the guest: it holds {memory_bytes} \
              bytes, and may hold {} (--guest-memory)",
-            limits.line_bytes,
-            limits.guest_memory_bytes,
+            limits.wire.line_bytes,
+            limits.guest.memory_bytes,
         );
     }
     Ok(Passed {

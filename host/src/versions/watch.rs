@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 
-use crate::limits::GUEST_EVENT_TIME;
+use crate::limits::guest::GUEST_EVENT_TIME;
 
 /// Symbolic links on the way to one file: as many as Linux follows.
 const MOST_LINKS: usize = 40;

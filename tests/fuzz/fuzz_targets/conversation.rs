@@ -1,15 +1,17 @@
-//! One whole connection over an in-memory stream, with a client and a guest that follow a script.
-//! It ends, it says nothing that nobody asked for, and what it counts is what happened.
+//! One whole conversation, driven by a client, a network and a guest that follow a script: every
+//! order of events that a driver may report. It ends, it says nothing that nobody asked for, and what
+//! it counts is what happened.
 
 #![no_main]
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use airlock_fuzz::talk::conversation::{Answers, Conversation, End, Handler, Outcome, Peer};
+use airlock_fuzz::limits::wire::Wire;
+use airlock_fuzz::talk::conversation::{Conversation, End, Event, Turn, Wait};
 use airlock_fuzz::talk::framing::Framing;
-use airlock_fuzz::limits::Limits;
+use airlock_fuzz::talk::handler::{Answers, Handler, Outcome};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 
@@ -18,14 +20,14 @@ struct Script {
     framing: u8,
     max_line_bytes: u8,
     greeting: Option<String>,
-    reads: Vec<Event>,
+    reads: Vec<Read>,
     outcomes: Vec<Answer>,
     /// How much each write takes; after them every write takes all.
     writes: Vec<u8>,
 }
 
 #[derive(Debug, Arbitrary)]
-enum Event {
+enum Read {
     Bytes(Vec<u8>),
     Silence,
     Interrupted,
@@ -43,65 +45,72 @@ enum Answer {
     Work(u16),
 }
 
+/// The client and the network.
 struct Client {
-    reads: VecDeque<Event>,
+    reads: VecDeque<Read>,
     writes: VecDeque<u8>,
-    sent: Vec<u8>,
+    sent: u64,
     received: u64,
-    draining: bool,
 }
 
-impl Peer for Client {
-    fn set_read_time(&mut self, time: Duration) -> io::Result<()> {
-        assert!(!time.is_zero());
-        Ok(())
-    }
-
-    fn is_draining(&self) -> bool {
-        self.draining
-    }
-}
-
-impl Read for Client {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        assert!(!room.is_empty());
-        match self.reads.pop_front() {
-            None => Ok(0),
-            Some(Event::Silence) => Err(ErrorKind::WouldBlock.into()),
-            Some(Event::Interrupted) => Err(ErrorKind::Interrupted.into()),
-            Some(Event::Reset) => Err(ErrorKind::ConnectionReset.into()),
-            Some(Event::Drain) => {
-                self.draining = true;
-                Err(ErrorKind::Interrupted.into())
+impl Client {
+    /// What comes of waiting, if it is not interrupted.
+    fn perform(&mut self, wait: Wait, conversation: &mut Conversation<Guest<'_>>) -> Option<Event> {
+        match wait {
+            Wait::Receive { within } => {
+                assert!(!within.is_zero());
+                self.receive(conversation.room())
             }
-            Some(Event::Bytes(bytes)) if bytes.is_empty() => Err(ErrorKind::Interrupted.into()),
-            Some(Event::Bytes(mut bytes)) => {
+            Wait::Send => Some(self.send(conversation.output())),
+            Wait::Room { within } => {
+                assert!(!within.is_zero());
+                // There is room, or the time is over.
+                match self.writes.pop_front() {
+                    Some(0) => Some(self.stalled()),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, room: &mut [u8]) -> Option<Event> {
+        assert!(!room.is_empty());
+        Some(match self.reads.pop_front() {
+            None => Event::Eof,
+            Some(Read::Silence) => Event::Deadline,
+            Some(Read::Reset) => Event::Broken(ErrorKind::ConnectionReset.into()),
+            Some(Read::Drain) => Event::Drain,
+            Some(Read::Interrupted) => return None,
+            Some(Read::Bytes(bytes)) if bytes.is_empty() => return None,
+            Some(Read::Bytes(mut bytes)) => {
                 let count = bytes.len().min(room.len());
                 room[..count].copy_from_slice(&bytes[..count]);
                 let rest = bytes.split_off(count);
                 if !rest.is_empty() {
-                    self.reads.push_front(Event::Bytes(rest));
+                    self.reads.push_front(Read::Bytes(rest));
                 }
                 self.received += count as u64;
-                Ok(count)
+                Event::Input(count)
             }
-        }
+        })
     }
-}
 
-impl Write for Client {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn send(&mut self, output: &[u8]) -> Event {
+        assert!(!output.is_empty());
         let count = match self.writes.pop_front() {
-            None => bytes.len(),
-            Some(0) => return Err(ErrorKind::WouldBlock.into()),
-            Some(most) => bytes.len().min(usize::from(most)),
+            None => output.len(),
+            Some(0) => return self.stalled(),
+            Some(u8::MAX) => return Event::Drain,
+            Some(most) => output.len().min(usize::from(most)),
         };
-        self.sent.extend_from_slice(&bytes[..count]);
-        Ok(count)
+        self.sent += count as u64;
+        Event::Sent(count)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn stalled(&self) -> Event {
+        Event::Stalled {
+            unacknowledged_bytes: self.sent,
+        }
     }
 }
 
@@ -184,18 +193,19 @@ impl Handler for Guest<'_> {
 fuzz_target!(|script: Script| {
     let framings = [Framing::Auto, Framing::Lines, Framing::Chunks];
     let framing = framings[usize::from(script.framing) % framings.len()];
-    let mut limits = Limits::new(1, 0);
-    limits.line_bytes = usize::from(script.max_line_bytes);
-    let client = Client {
+    let limits = Wire {
+        line_bytes: usize::from(script.max_line_bytes),
+        ..Wire::DEFAULT
+    };
+    let mut client = Client {
         reads: script.reads.into(),
         writes: script.writes.into(),
-        sent: Vec::new(),
+        sent: 0,
         received: 0,
-        draining: false,
     };
     let mut said = 0;
-    let mut conversation = Conversation::new(client, framing, &limits);
-    let (Ok(end) | Err(end)) = conversation.run(|| {
+    let mut conversation = Conversation::new(framing, limits);
+    let mut turn = conversation.start(|| {
         Ok(Guest {
             greeting: script.greeting,
             outcomes: script.outcomes.into(),
@@ -205,18 +215,33 @@ fuzz_target!(|script: Script| {
             failed: false,
         })
     });
-    let listening = conversation.say_goodbye(&end);
+    let end = loop {
+        turn = match turn {
+            Turn::Ended(end) => break end,
+            Turn::Wait(wait) => match client.perform(wait, &mut conversation) {
+                Some(event) => conversation.turn(event),
+                None => conversation.resume(),
+            },
+        };
+    };
+    let mut event = Event::Sent(0);
+    while let Some(wait) = conversation.goodbye(event) {
+        assert!(!matches!(wait, Wait::Receive { .. }));
+        let next = client.perform(wait, &mut conversation);
+        event = next.unwrap_or(Event::Sent(0));
+    }
 
-    let client = &conversation.peer;
     assert_eq!(conversation.bytes_in, client.received);
-    assert!(conversation.bytes_out <= client.sent.len() as u64);
-    if listening {
+    assert_eq!(conversation.bytes_out, client.sent);
+    assert!(conversation.output().is_empty());
+    let (heard, pending) = (conversation.is_heard(), conversation.pending_bytes());
+    drop(conversation);
+    if heard {
         // Everything the guest has said has left, with at most a line ending behind each text.
-        assert_eq!(conversation.bytes_out, client.sent.len() as u64);
-        assert!(client.sent.len() >= said);
+        assert!(client.sent >= said as u64);
     }
     if matches!(end, End::ClientClosed) {
         assert!(client.reads.is_empty());
-        assert_eq!(conversation.pending_bytes(), 0);
+        assert_eq!(pending, 0);
     }
 });

@@ -12,7 +12,7 @@ use clap::Args;
 use wasmtime::Engine;
 
 use super::confinement::{self, Bounds};
-use crate::limits::{COMPILE_STACK_BYTES, COMPILE_THREADS, GUEST_IMAGE_BYTES, Limits};
+use crate::limits::guest::{COMPILE_STACK_BYTES, COMPILE_THREADS, GUEST_IMAGE_BYTES, Guest};
 use crate::sandbox::instance_size;
 use crate::sandbox::machine::{self, Settings};
 use crate::sandbox::rejection::one_line;
@@ -35,11 +35,11 @@ pub struct Compile {
 }
 
 /// The command line of a child that has this much memory.
-pub(super) fn arguments(limits: &Limits, memory_bytes: u64, load: bool) -> Vec<String> {
+pub(super) fn arguments(limits: &Guest, memory_bytes: u64, load: bool) -> Vec<String> {
     let processor_time = limits.compile_time * COMPILE_THREADS;
     let mut arguments = vec![
         "compile".to_owned(),
-        format!("--guest-memory-bytes={}", limits.guest_memory_bytes),
+        format!("--guest-memory-bytes={}", limits.memory_bytes),
         format!("--memory-bytes={memory_bytes}"),
         format!("--processor-seconds={}", processor_time.as_secs() + 1),
     ];

@@ -13,8 +13,8 @@ use std::thread::{self, JoinHandle};
 
 use super::cannot_record;
 use crate::budget::Budget;
-use crate::limits::{RECORDING_END_TIME, RECORDING_QUEUE_BYTES};
-use crate::talk::transcript::CUT;
+use crate::limits::process::{RECORDING_END_TIME, RECORDING_QUEUE_BYTES};
+use crate::talk::recorder::CUT;
 
 /// What an order takes beside its text.
 const ORDER_BYTES: u64 = 128;

@@ -1,6 +1,7 @@
 //! What the wire contract says of messages, byte by byte.
 
 use std::collections::VecDeque;
+use std::io::{self, Read};
 
 use proptest::prelude::*;
 
@@ -30,11 +31,21 @@ fn messages_by(
     let mut found = Vec::new();
     loop {
         take(&mut reader, &mut found);
-        if reader.fill(&mut source).expect("pieces have no errors") == 0 {
+        if fill(&mut reader, &mut source) == 0 {
             take(&mut reader, &mut found);
             return found;
         }
     }
+}
+
+/// Reads once.
+fn fill(reader: &mut Reader, source: &mut impl Read) -> usize {
+    let count = source.read(reader.room()).expect("it has no errors");
+    match count {
+        0 => reader.end(),
+        _ => reader.add(count),
+    }
+    count
 }
 
 /// Takes lines that are at hand together, all but a few of them, and other messages one by one.
@@ -134,7 +145,7 @@ fn a_refused_line_is_never_stored() {
     let mut endless = io::repeat(b'x');
     let mut refusals = 0;
     for _ in 0..10_000 {
-        reader.fill(&mut endless).expect("repeat has no errors");
+        fill(&mut reader, &mut endless);
         while reader.next_message().is_some() {
             refusals += 1;
         }
@@ -156,7 +167,7 @@ fn settled_bytes_are_a_chunk_and_so_is_every_read_after_it() {
     let mut reader = Reader::new(Framing::Auto, MAX_LINE_BYTES);
     assert_eq!(reader.waiting(), Waiting::ForMessage);
     for _ in 0..2 {
-        reader.fill(&mut source).expect("pieces have no errors");
+        fill(&mut reader, &mut source);
         assert_eq!(reader.next_message(), None);
         assert_eq!(reader.waiting(), Waiting::ForFraming);
     }
@@ -170,7 +181,7 @@ fn settled_bytes_are_a_chunk_and_so_is_every_read_after_it() {
     assert_eq!(reader.next_message(), chunk("Michael"));
     assert_eq!(reader.next_message(), None);
     assert_eq!(reader.waiting(), Waiting::ForMessage);
-    reader.fill(&mut source).expect("pieces have no errors");
+    fill(&mut reader, &mut source);
     assert_eq!(reader.next_message(), chunk("a\nb\r\n"));
     assert_eq!(reader.ending(), Ending::None);
 }
@@ -179,7 +190,7 @@ fn settled_bytes_are_a_chunk_and_so_is_every_read_after_it() {
 fn one_newline_makes_lines_for_good() {
     let mut source = Pieces([b"a\nb".to_vec()].into());
     let mut reader = Reader::new(Framing::Auto, MAX_LINE_BYTES);
-    reader.fill(&mut source).expect("pieces have no errors");
+    fill(&mut reader, &mut source);
     assert!(reader.next_message().is_some());
     assert_eq!(reader.next_message(), None);
     assert_eq!(reader.waiting(), Waiting::ForRestOfLine);
@@ -200,12 +211,12 @@ fn lines_are_at_hand_up_to_the_first_that_needs_more_than_to_be_handed_on() {
     ] {
         let mut reader = Reader::new(Framing::Lines, MAX_LINE_BYTES);
         let mut source = input.as_bytes();
-        reader.fill(&mut source).expect("slices have no errors");
+        fill(&mut reader, &mut source);
         assert_eq!(reader.lines_at_hand(), expected, "{input:?}");
     }
     let mut reader = Reader::new(Framing::Lines, MAX_LINE_BYTES);
     let mut source = &b"a\nb\n\xff\nc\n"[..];
-    reader.fill(&mut source).expect("slices have no errors");
+    fill(&mut reader, &mut source);
     assert_eq!(reader.lines_at_hand(), Some("a\nb\n"));
     assert_eq!(reader.take_lines(9), 4, "all there are");
 }
@@ -225,14 +236,12 @@ fn a_burst_grows_the_buffer_and_quiet_shrinks_it() {
     let mut reader = Reader::new(Framing::Lines, MAX_LINE_BYTES);
     let mut newlines = io::repeat(b'\n');
     for _ in 0..10 {
-        reader.fill(&mut newlines).expect("repeat has no errors");
+        fill(&mut reader, &mut newlines);
         while reader.next_message().is_some() {}
     }
     assert_eq!(reader.buffer.len(), READ_BYTES);
     for _ in 0..2 {
-        reader
-            .fill(&mut &b"a\n"[..])
-            .expect("slices have no errors");
+        fill(&mut reader, &mut &b"a\n"[..]);
         while reader.next_message().is_some() {}
     }
     assert_eq!(reader.buffer.len(), FIRST_BUFFER_BYTES);
@@ -244,10 +253,22 @@ fn replies_leave_in_one_write_each_with_its_own_ending() {
     writer.push("a", Ending::Lf);
     writer.push("b", Ending::CrLf);
     writer.push("c", Ending::None);
-    let mut sink = Vec::new();
-    assert_eq!(writer.flush(&mut sink).expect("a Vec takes all"), 6);
-    assert_eq!(sink, b"a\nb\r\nc");
-    assert!(writer.is_empty());
+    assert_eq!(writer.output(), b"a\nb\r\nc");
+    writer.remove(6);
+    assert!(writer.is_empty() && writer.output().is_empty());
+}
+
+#[test]
+fn what_a_write_did_not_take_stays_in_front_of_what_is_added() {
+    let mut writer = Writer::default();
+    writer.push("ab", Ending::Lf);
+    writer.remove(1);
+    assert!(!writer.is_empty());
+    writer.push("c", Ending::Lf);
+    assert_eq!(writer.output(), b"b\nc\n");
+    writer.remove(4);
+    writer.push("d", Ending::Lf);
+    assert_eq!(writer.output(), b"d\n");
 }
 
 /// Input with much of what matters: newlines, carriage returns, lines around the limit, non-UTF-8.
@@ -264,11 +285,9 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn each_line_of_a_reply_has_the_ending_of_the_line_it_answers() {
     let written = |text: &str, ending| {
-        let (mut writer, mut bytes) = (Writer::default(), Vec::new());
+        let mut writer = Writer::default();
         writer.push(text, ending);
-        let count = writer.flush(&mut bytes).expect("a vector has no errors");
-        assert_eq!(count, bytes.len());
-        String::from_utf8(bytes).expect("text")
+        String::from_utf8(writer.output().to_vec()).expect("text")
     };
     assert_eq!(written("a\n\nb", Ending::Lf), "a\n\nb\n");
     assert_eq!(written("a\n\nb", Ending::CrLf), "a\r\n\r\nb\r\n");

@@ -1,0 +1,81 @@
+//! What this process may take of the machine, and how long it takes for its own affairs.
+
+use std::time::Duration;
+
+use crate::limits::guest;
+
+/// The bounds of the whole process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// Connections served at once; one more is answered `error: too many connections`.
+    pub connections: usize,
+    /// Connections served at once from one address (of IPv6: from one /64 network).
+    pub connections_per_ip: usize,
+    /// Bytes of the linear memories of all instances together.
+    pub total_guest_memory_bytes: u64,
+    /// Memory mappings of all connections together, which the kernel bounds.
+    pub mappings: u64,
+    /// How long a drain waits for the messages in progress.
+    pub drain_time: Duration,
+}
+
+impl Process {
+    /// All of them as they are when nothing else is asked for, on a machine that has room for
+    /// `connections` and may give guests `total_guest_memory_bytes`.
+    pub const fn new(connections: usize, total_guest_memory_bytes: u64) -> Process {
+        Process {
+            connections,
+            connections_per_ip: connections,
+            total_guest_memory_bytes,
+            mappings: u64::MAX,
+            drain_time: DRAIN_TIME,
+        }
+    }
+}
+
+/// The part of all instances' memory that new ones leave to those that are open: an eighth.
+pub const GUEST_RESERVE_SHARE: u64 = 8;
+
+/// Addresses that the memories of all instances may reserve: a quarter of what a process has, since
+/// there may be two pools of them.
+pub const ADDRESS_SPACE_BYTES: u64 = 1 << 45;
+
+/// How long a drain waits for the messages in progress.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes of one recorded conversation; the rest of it is not recorded.
+pub const RECORDING_BYTES: u64 = 1024 * 1024;
+
+/// Bytes of all conversations that one process records, each counted as 4 KiB at least. Protects
+/// the disk.
+pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Bytes of recorded conversations that wait for the disk: a second of a busy server. What does not
+/// fit ends its recording. Protects clients, and the server's memory, from a slow disk.
+pub const RECORDING_QUEUE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// How long the end of the server waits for the disk to take the rest of the recordings.
+pub const RECORDING_END_TIME: Duration = Duration::from_secs(5);
+
+/// How long each process of a takeover waits for the next word of the other, a byte, before it takes
+/// it for stopped.
+pub const TAKEOVER_TIME: Duration = Duration::from_secs(5);
+
+/// Notices that the service manager has had no room for yet; of more, the oldest are dropped, since
+/// what counts is the last.
+pub const UNTOLD_NOTICES: usize = 16;
+
+/// Stack of a connection's thread: the guest's, and as much again for the shim and Wasmtime's host
+/// functions. Only the pages that are touched cost memory.
+pub const THREAD_STACK_BYTES: usize = 2 * guest::GUEST_STACK_BYTES;
+
+/// How long a thread waits for its next connection before it ends. Covers the gaps of a busy
+/// server, and gives the memory of a burst back.
+pub const THREAD_IDLE_TIME: Duration = Duration::from_secs(10);
+
+/// How long what may recur all the time (refused connections, a lack of descriptors) is only
+/// counted, before it is logged again.
+pub const LOG_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long accepting rests when the process or the machine is out of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
