@@ -1,6 +1,7 @@
 //! This process among others: what the machine gives it, how it ends, and who takes over.
 
 pub mod capacity;
+pub(crate) mod connections;
 pub mod heap;
 mod interrupt;
 pub mod room;

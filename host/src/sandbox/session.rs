@@ -368,6 +368,12 @@ mod tests {
     use crate::sandbox::compiler::Compiler;
     use crate::sandbox::runtime::Runtime;
 
+    #[test]
+    fn a_conversation_can_move_to_another_thread_between_two_turns() {
+        fn is_send<T: Send + 'static>() {}
+        is_send::<crate::talk::conversation::Conversation<Session>>();
+    }
+
     /// Where the WIT of the Wasmtime that is linked is kept.
     fn wasi() -> PathBuf {
         // Of one platform: the packages of the others need not be on this machine.

@@ -3,8 +3,8 @@
 use std::panic::{self, AssertUnwindSafe};
 
 use crate::budget::Claim;
+use crate::process::connections::Permit;
 use crate::process::room::Reservation;
-use crate::process::shutdown::Permit;
 use crate::sandbox::session::{Cause, Session};
 use crate::serve::blocking;
 use crate::serve::service::Service;
@@ -37,7 +37,7 @@ pub(crate) fn serve(job: Job, service: &Service) {
     let version = &*assignment.version;
     tracing::info!(connection = id, peer = %client.peer, version = version.number, "accepted");
     let limits = service.runtime.limits.wire;
-    let is_draining = || permit.is_draining() || version.is_retired();
+    let is_draining = || permit.is_ending() || version.is_retired();
     let recordings = service.recordings.as_ref();
     let recording = recordings.and_then(|all| all.begin(client, version));
     let start = || {
@@ -59,7 +59,7 @@ pub(crate) fn serve(job: Job, service: &Service) {
     permit.finish();
 
     let reason = match &end {
-        End::ShuttingDown if !permit.is_draining() => {
+        End::ShuttingDown if !permit.is_ending() => {
             "its version of the guest was replaced".to_owned()
         }
         _ => end.to_string(),

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use crate::limits;
 use crate::logging::Recurring;
+use crate::process::connections::{Caps, Connections};
 use crate::process::service_manager;
-use crate::process::shutdown::{Caps, Shutdown};
+use crate::process::shutdown::Shutdown;
 use crate::process::takeover::Door;
 use crate::serve::connection::{self, Job};
 use crate::serve::service::Service;
@@ -161,7 +162,8 @@ impl Server<'_> {
         };
         let assignment = self.service.versions.assign();
         let version = assignment.version.number;
-        let admitted = self.shutdown.admit(id, &stream, peer.ip(), version, caps);
+        let connections = self.shutdown.connections();
+        let admitted = connections.admit(id, &stream, peer.ip(), version, caps);
         let permit = match admitted {
             Ok(permit) => permit,
             Err(full) => return self.refuse(&stream, &full.to_string()),
@@ -219,9 +221,9 @@ impl Server<'_> {
         if !self.shutdown.is_draining() {
             // Another process accepts, so there is no hurry: short conversations end by themselves.
             tracing::info!("handed over: letting the open connections finish");
-            self.wait_until(time, |shutdown, time| {
-                match shutdown.wait_until_empty_or_draining(time) {
-                    _ if shutdown.is_draining() => 0,
+            self.wait_until(time, |connections, time| {
+                match connections.wait_until_closed_or_ending(time) {
+                    _ if connections.are_ending() => 0,
                     left => left,
                 }
             });
@@ -229,8 +231,8 @@ impl Server<'_> {
         tracing::info!("shutting down: waiting for the messages in progress");
         service_manager::stopping();
         self.shutdown.drain();
-        self.wait_until(time, Shutdown::wait_until_empty);
-        match self.shutdown.cut() {
+        self.wait_until(time, Connections::wait_until_closed);
+        match self.shutdown.connections().cut() {
             0 => {
                 tracing::info!(served = self.accepted, "stopped");
                 Ended::InTime
@@ -243,12 +245,12 @@ impl Server<'_> {
     }
 
     /// Has `wait` wait for as long as something is left, or for `time`.
-    fn wait_until(&mut self, time: Duration, wait: fn(&Shutdown, Duration) -> usize) {
+    fn wait_until(&mut self, time: Duration, wait: fn(&Connections, Duration) -> usize) {
         let deadline = Instant::now() + time;
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
             let pause = self.be_alive().unwrap_or(time_left);
-            let left = wait(self.shutdown, pause.min(time_left));
+            let left = wait(self.shutdown.connections(), pause.min(time_left));
             if left == 0 || time_left.is_zero() {
                 return;
             }

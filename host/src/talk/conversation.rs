@@ -414,3 +414,6 @@ impl<E> fmt::Display for End<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -404,7 +404,7 @@ impl Loader {
                 "ending its connections (--max-guest-age)"
             );
             version.retire();
-            shutdown.retire(version.number);
+            shutdown.connections().wake_version(version.number);
             false
         });
     }

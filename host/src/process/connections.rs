@@ -1,0 +1,252 @@
+//! Who is connected, who may be admitted, and how all of them are told to end.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv6Addr, Shutdown as Direction, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::process::interrupt::Reader;
+
+/// The open connections of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    /// All have to end.
+    ending: AtomicBool,
+    open: Mutex<Open>,
+    /// The last connection has closed, or all have to end.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    connections: HashMap<u64, Arc<Connection>>,
+    /// How many of them each address has.
+    addresses: HashMap<IpAddr, usize>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: Arc<TcpStream>,
+    /// The number of its guest's version.
+    version: u64,
+    reader: Reader,
+    /// All has been said; the client only has to take note.
+    finished: AtomicBool,
+}
+
+impl Connection {
+    /// Has its thread look whether it has to end: the read after this gives up, and so does the one
+    /// that has begun.
+    fn wake(&self) {
+        let _ = self.stream.set_read_timeout(Some(Duration::from_millis(1)));
+        self.reader.interrupt();
+    }
+}
+
+/// How many connections may be open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caps {
+    pub(crate) total: usize,
+    pub(crate) per_ip: usize,
+}
+
+/// Why a connection is not admitted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Full {
+    #[error("all {0} connections are taken (--max-connections)")]
+    Total(usize),
+    #[error("{1} has {0} connections already (--max-connections-per-ip)")]
+    Address(usize, IpAddr),
+}
+
+/// Leave to be connected, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    id: u64,
+    address: IpAddr,
+    connection: Arc<Connection>,
+    connections: Arc<Connections>,
+}
+
+impl Connections {
+    /// A permit for `stream`, on this version of the guest, unless the caps are reached.
+    pub(crate) fn admit(
+        self: &Arc<Connections>,
+        id: u64,
+        stream: &Arc<TcpStream>,
+        peer: IpAddr,
+        version: u64,
+        caps: Caps,
+    ) -> Result<Permit, Full> {
+        let mut open = self.open();
+        if open.connections.len() >= caps.total {
+            return Err(Full::Total(caps.total));
+        }
+        let address = network(peer);
+        let taken = open.addresses.entry(address).or_default();
+        if *taken >= caps.per_ip {
+            return Err(Full::Address(caps.per_ip, address));
+        }
+        *taken += 1;
+        let connection = Arc::new(Connection {
+            stream: Arc::clone(stream),
+            version,
+            reader: Reader::default(),
+            finished: AtomicBool::new(false),
+        });
+        open.connections.insert(id, Arc::clone(&connection));
+        Ok(Permit {
+            id,
+            address,
+            connection,
+            connections: Arc::clone(self),
+        })
+    }
+
+    /// Has each connection end when it has answered what it has read.
+    pub(crate) fn end_all(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        for connection in self.open().connections.values() {
+            connection.wake();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Whether that has been said.
+    pub(crate) fn are_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Has the connections of one version of the guest look whether it has been retired.
+    pub(crate) fn wake_version(&self, version: u64) {
+        for connection in self.open().connections.values() {
+            if connection.version == version {
+                connection.wake();
+            }
+        }
+    }
+
+    /// Ends the connections that are left, in the middle of whatever they do, and returns how many
+    /// those are. One that only waits for its client to take note is none of them.
+    pub(crate) fn cut(&self) -> usize {
+        let mut count = 0;
+        for connection in self.open().connections.values() {
+            if !connection.finished.load(Ordering::SeqCst) {
+                count += 1;
+                let _ = connection.stream.shutdown(Direction::Both);
+            }
+        }
+        count
+    }
+
+    /// Waits until every connection has closed, and returns how many have not after `time`.
+    pub(crate) fn wait_until_closed(&self, time: Duration) -> usize {
+        self.wait(time, |_| true)
+    }
+
+    /// The same, but not beyond the beginning of the end of all.
+    pub(crate) fn wait_until_closed_or_ending(&self, time: Duration) -> usize {
+        self.wait(time, |connections| !connections.are_ending())
+    }
+
+    fn wait(&self, time: Duration, patient: impl Fn(&Connections) -> bool) -> usize {
+        self.changed
+            .wait_timeout_while(self.open(), time, |open| {
+                !open.connections.is_empty() && patient(self)
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .connections
+            .len()
+    }
+
+    /// Nothing panics while it holds this lock, so a poisoned one is as good as any.
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What counts as one address: of IPv6 the network, since a host has all of a /64 to itself.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+impl Permit {
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.connection.stream
+    }
+
+    /// This thread serves the connection. To be said before it asks whether it has to end.
+    pub(crate) fn begin(&self) {
+        self.connection.reader.is_this_thread();
+    }
+
+    /// All has been said.
+    pub(crate) fn finish(&self) {
+        self.connection.finished.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether all connections have to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.connections.are_ending()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut open = self.connections.open();
+        open.connections.remove(&self.id);
+        if let Entry::Occupied(mut taken) = open.addresses.entry(self.address) {
+            *taken.get_mut() -= 1;
+            if *taken.get() == 0 {
+                taken.remove();
+            }
+        }
+        if open.connections.is_empty() {
+            self.connections.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_network_of_64_bits_counts_as_one_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let stream = Arc::new(TcpStream::connect(address).expect("a connection"));
+        let connections = Arc::<Connections>::default();
+        let caps = Caps {
+            total: 10,
+            per_ip: 2,
+        };
+        let admit = |id, peer: &str| {
+            let peer = peer.parse().expect("an address");
+            connections.admit(id, &stream, peer, 1, caps)
+        };
+        let first = admit(1, "2001:db8:1:2::1").expect("a permit");
+        let _second = admit(2, "2001:db8:1:2:ffff:ffff:ffff:ffff").expect("a permit");
+        let full = admit(3, "2001:db8:1:2:3::").expect_err("the network has two");
+        assert_eq!(
+            full.to_string(),
+            "2001:db8:1:2:: has 2 connections already (--max-connections-per-ip)"
+        );
+        let _beside = admit(4, "2001:db8:1:3::1").expect("it is another network");
+        drop(first);
+        let _third = admit(5, "2001:db8:1:2:3::").expect("there is room again");
+        // An address of IPv4 is one host, however it is written.
+        let _fourth = admit(6, "::ffff:192.0.2.1").expect("a permit");
+        let _fifth = admit(7, "192.0.2.1").expect("a permit");
+        admit(8, "::ffff:192.0.2.1").expect_err("the host has two");
+        let _beside = admit(9, "192.0.2.2").expect("it is another host");
+    }
+}
