@@ -11,7 +11,6 @@ mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
 
-mod bench;
 mod build;
 mod client;
 mod commands;

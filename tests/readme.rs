@@ -18,9 +18,9 @@ const RECORDS: &str = "/tmp/conversations";
 const RUN_BY_CI: [&str; 6] = [
     "cargo test --workspace",
     "bench/compare",
-    "cargo run -p host --release -- bench",
-    "cargo run -p host --release -- bench --mode pipeline",
-    "cargo run -p host --release -- bench --mode churn",
+    "cargo run -p bench --release",
+    "cargo run -p bench --release -- --mode pipeline",
+    "cargo run -p bench --release -- --mode churn",
     "cargo test -p host --release --test walls -- --ignored ten_thousand --nocapture",
 ];
 
@@ -102,7 +102,7 @@ fn is_empty(folder: &str) -> bool {
 }
 
 fn is_server(command: &str) -> bool {
-    let aside = ["--bin ", "-- bench ", "-- check ", "-- test "];
+    let aside = ["--bin ", "-- check ", "-- test "];
     command.starts_with("cargo run -p host") && !aside.iter().any(|word| command.contains(word))
 }
 
@@ -117,7 +117,7 @@ fn shell(command: &str) -> Command {
 fn run(command: &str) {
     let promise = match command {
         _ if command.contains("quit") => "Louder, please!\nHELLO\nBye!\n",
-        _ if command.contains("-- bench ") => "ping: 64 connections",
+        _ if command.contains("-p bench ") => "ping: 64 connections",
         _ if command.contains("9999") || command.contains("--bin client") => {
             "Welcome!\nHello, Michael!\nHello, Tracy!\n"
         }

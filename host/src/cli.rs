@@ -1,7 +1,5 @@
 //! The command line, into finished settings. The only place that reads arguments and environment.
 
-mod bench;
-
 use std::env;
 use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -24,8 +22,6 @@ use crate::talk::framing::Framing;
 use crate::versions::canary::Share;
 
 use crate::sandbox::compiler::child::Compile;
-
-pub use bench::Bench;
 
 /// Has the guest's variables, one a line.
 const ENVIRONMENT: &str = "AIRLOCK_ENV";
@@ -63,9 +59,6 @@ pub enum Command {
     /// Compile a guest for a server, which starts this by itself
     #[command(hide = true)]
     Compile(Compile),
-    /// Load a line server and measure what it takes; without an address, this server beside its
-    /// native twin
-    Bench(Bench),
 }
 
 /// The options of `airlock check`.

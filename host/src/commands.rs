@@ -1,6 +1,5 @@
 //! What the `airlock` binary does, a file for each command.
 
-pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod serve;
 pub(crate) mod test;

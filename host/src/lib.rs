@@ -15,7 +15,6 @@
 //! - [`process`]: this process among others: what the machine gives it, how it ends, who takes over.
 //! - [`limits`], [`logging`], `budget`: every bound, the log, and bytes that many take from.
 
-pub mod bench;
 mod budget;
 pub mod cli;
 pub mod limits;

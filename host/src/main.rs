@@ -33,7 +33,6 @@ fn main() -> ExitCode {
         }),
         Some(Command::Check(options)) => aside(|| commands::check::run(&options)),
         Some(Command::Test(options)) => aside(|| commands::test::run(&options)),
-        Some(Command::Bench(options)) => aside(|| commands::bench::run(&options)),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));

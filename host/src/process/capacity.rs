@@ -199,7 +199,7 @@ fn number(file: &Path) -> Option<u64> {
 }
 
 /// Raises the soft limit of open files to the hard limit, and returns how many may be connections.
-pub(crate) fn raise_open_files() -> u64 {
+pub fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

@@ -1,6 +1,5 @@
 //! Servers that are loaded, as processes of their own that end with this one.
 
-use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -10,12 +9,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use airlock::cli;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::Fault;
-use super::cores::{self, Cores};
-use super::load::Target;
-use super::twin::Twin;
+use crate::cores::{self, Cores};
+use crate::fault::Fault;
+use crate::load::Target;
+use crate::twin::Twin;
 
 /// A server that can be started again and again.
 pub struct Subject<'a> {
@@ -40,36 +40,38 @@ pub struct Server<'a> {
 /// How long a server may take until it listens.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// `program`, which is this program, as a native twin, without the variables that would set options.
-pub fn native<'a>(program: &'a Path, variables: &'a [OsString], twin: Twin) -> Subject<'a> {
+/// `program`, which is an `airlock-bench`, as a native twin.
+pub fn native(program: &Path, twin: Twin) -> Subject<'_> {
     let (name, argument) = match twin {
         Twin::Plain => ("native twin", "--twin=plain"),
         Twin::Shim => ("shim alone", "--twin=shim"),
     };
-    let command = move || without(variables, program, &["bench", argument]);
+    let command = move || {
+        let mut command = Command::new(program);
+        command.arg(argument);
+        command
+    };
     Subject {
         name,
         command: Box::new(command),
     }
 }
 
-/// `program`, which is this program, as a server with its default limits and its greeter, without
+/// `program`, which is an `airlock`, as a server with its default limits and its greeter, without
 /// the variables that would set options.
-pub fn airlock<'a>(program: &'a Path, variables: &'a [OsString]) -> Subject<'a> {
-    let command = || without(variables, program, &["--listen=127.0.0.1:0", "-q"]);
+pub fn airlock(program: &Path) -> Subject<'_> {
+    let command = move || {
+        let mut command = Command::new(program);
+        command.args(["--listen=127.0.0.1:0", "-q"]);
+        for variable in cli::variables() {
+            command.env_remove(variable);
+        }
+        command
+    };
     Subject {
         name: "Airlock",
         command: Box::new(command),
     }
-}
-
-fn without(variables: &[OsString], program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(arguments);
-    for variable in variables {
-        command.env_remove(variable);
-    }
-    command
 }
 
 impl Server<'_> {
@@ -124,7 +126,7 @@ impl Server<'_> {
         Ok(server)
     }
 
-    pub(super) fn target(&self) -> Target<'_> {
+    pub(crate) fn target(&self) -> Target<'_> {
         Target {
             address: self.address,
             cores: self.load,

@@ -8,18 +8,19 @@ use rustix::event::epoll::EventFlags as Flags;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::events::Events;
-use super::measured::Measured;
-use super::pace::Pace;
-use super::talk::{CHUNK, wrong};
-use super::{Fault, Plan};
+use crate::events::Events;
+use crate::fault::Fault;
+use crate::measured::Measured;
+use crate::pace::Pace;
+use crate::plan::Plan;
+use crate::talk::{CHUNK, wrong};
 
 const GREETING: &str = "the greeting";
 const CLOSE: &str = "the close";
 
 /// Has so many conversations at once, until the end of the pace, and waits for the last to end. One
 /// that goes wrong has no other in its place.
-pub(super) fn visit(
+pub(crate) fn visit(
     plan: &Plan,
     address: SocketAddr,
     pace: Pace,

@@ -5,7 +5,7 @@ use std::error::Error;
 use hdrhistogram::Histogram;
 use plotters::prelude::*;
 
-use super::Measured;
+use crate::measured::Measured;
 
 /// In pixels.
 const SIZE: (u32, u32) = (900, 500);

@@ -1,7 +1,7 @@
 //! How many instructions the parts of a connection take: figures that no noise touches, and a gate.
 //!
 //! ```text
-//! cargo bench --bench instructions
+//! cargo bench -p bench --bench instructions
 //! ```
 //!
 //! Each part is run under callgrind (Debian's `valgrind`) a few times and many times; the
@@ -11,7 +11,7 @@
 //! with
 //!
 //! ```text
-//! CARGO_PROFILE_BENCH_LTO=off AIRLOCK_BLESS=1 cargo bench --bench instructions
+//! CARGO_PROFILE_BENCH_LTO=off AIRLOCK_BLESS=1 cargo bench -p bench --bench instructions
 //! ```
 
 #![expect(clippy::print_stdout, reason = "that is where a bench reports")]
@@ -36,6 +36,7 @@ use airlock::talk::conversation::{Conversation, End, Event, Turn, Wait};
 use airlock::talk::framing::Framing;
 use airlock::talk::handler::Handler;
 use anyhow::{Context, Result, bail, ensure};
+use bench::program;
 
 const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 
@@ -71,7 +72,8 @@ fn main() -> Result<ExitCode> {
         println!("instructions are not counted: install valgrind");
         return Ok(ExitCode::SUCCESS);
     }
-    let airlock = env!("CARGO_BIN_EXE_airlock");
+    let airlock = program::build("bench")?;
+    let airlock = airlock.display();
     let script = format!("#!/bin/sh\nexec valgrind -q --tool=none '{airlock}' \"$@\"\n");
     fs::write(COMPILER, script)?;
     fs::set_permissions(COMPILER, Permissions::from_mode(0o755))?;

@@ -8,20 +8,20 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 
-use super::pace::Pace;
+use crate::pace::Pace;
 
 /// A thread that sleeps is woken this much late, so it does not sleep through the last of a wait.
 const WAKE_TIME: Duration = Duration::from_micros(100);
 
 /// The events of one thread's connections.
-pub(super) struct Events {
+pub(crate) struct Events {
     queue: OwnedFd,
     events: Vec<epoll::Event>,
 }
 
 impl Events {
     /// Room for this many at once.
-    pub(super) fn new(room: usize) -> io::Result<Events> {
+    pub(crate) fn new(room: usize) -> io::Result<Events> {
         Ok(Events {
             queue: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(room),
@@ -29,19 +29,19 @@ impl Events {
     }
 
     /// Watches a socket until it is closed.
-    pub(super) fn add(&self, socket: impl AsFd, number: usize, flags: Flags) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: impl AsFd, number: usize, flags: Flags) -> io::Result<()> {
         let number = epoll::EventData::new_u64(number as u64);
         Ok(epoll::add(&self.queue, socket, number, flags)?)
     }
 
     /// Watches it for something else.
-    pub(super) fn change(&self, socket: impl AsFd, number: usize, flags: Flags) -> io::Result<()> {
+    pub(crate) fn change(&self, socket: impl AsFd, number: usize, flags: Flags) -> io::Result<()> {
         let number = epoll::EventData::new_u64(number as u64);
         Ok(epoll::modify(&self.queue, socket, number, flags)?)
     }
 
     /// Waits for events until this moment, at a fixed pace precisely, and returns how many came.
-    pub(super) fn wait(&mut self, until: Instant, pace: Pace) -> io::Result<usize> {
+    pub(crate) fn wait(&mut self, until: Instant, pace: Pace) -> io::Result<usize> {
         self.events.clear();
         let mut left = until.saturating_duration_since(Instant::now());
         if pace.is_fixed() {
@@ -62,7 +62,7 @@ impl Events {
     }
 
     /// One of the events: whose it is.
-    pub(super) fn number(&self, event: usize) -> usize {
+    pub(crate) fn number(&self, event: usize) -> usize {
         self.events[event].data.u64() as usize
     }
 }

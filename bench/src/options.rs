@@ -1,21 +1,22 @@
-//! The options of `airlock bench`, into a finished plan.
+//! The command line, into a finished plan.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use airlock::cli::{address, time};
+use clap::{Args, Parser};
 
-use super::{address, time};
-use crate::bench::talk::Talk;
-use crate::bench::twin::Twin;
-use crate::bench::{Mode, Plan};
+use crate::plan::{Mode, Plan};
+use crate::talk::Talk;
+use crate::twin::Twin;
 
-/// The options of `airlock bench`.
-#[derive(Debug, Args)]
+/// Load a line server and measure what it takes; without an address, Airlock beside its native twin.
+#[derive(Debug, Parser)]
+#[command(name = "airlock-bench", version, max_term_width = 100)]
 #[command(after_help = "Every reply is checked; the exit status is 0 when all were right.")]
-pub struct Bench {
-    /// The server [default: this one and its native twin, started for it, in turn]
+pub struct Options {
+    /// The server [default: Airlock, built for it, and its native twin, in turn]
     #[arg(value_name = "ADDR:PORT", value_parser = address)]
     pub address: Option<SocketAddr>,
 
@@ -35,7 +36,7 @@ pub struct Bench {
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
     duration: humantime::Duration,
 
-    /// Rounds, when this server and its native twin run in turn
+    /// Rounds, when Airlock and its native twin run in turn
     #[arg(
         long,
         value_name = "N",
@@ -111,7 +112,7 @@ struct Foreign {
     crlf: bool,
 }
 
-impl Bench {
+impl Options {
     /// What is to be done.
     ///
     /// # Errors

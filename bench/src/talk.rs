@@ -1,9 +1,9 @@
 //! What is said to the server, what it has to answer, and the comparison of the two.
 
-use super::Fault;
+use crate::fault::Fault;
 
 /// Bytes that are written or read at once.
-pub(super) const CHUNK: usize = 64 * 1024;
+pub(crate) const CHUNK: usize = 64 * 1024;
 
 /// Of what a server wrongly said, this many bytes are shown.
 const SHOWN_BYTES: usize = 200;
@@ -61,12 +61,12 @@ impl Endless {
     }
 
     /// Bytes of one line.
-    pub(super) fn period(&self) -> u64 {
+    pub(crate) fn period(&self) -> u64 {
         self.period as u64
     }
 
     /// At least [`CHUNK`] bytes of the repetition, from this position on.
-    pub(super) fn from(&self, position: u64) -> &[u8] {
+    pub(crate) fn from(&self, position: u64) -> &[u8] {
         &self.repeated[self.phase(position)..]
     }
 
@@ -75,7 +75,7 @@ impl Endless {
     }
 
     /// Compares at most [`CHUNK`] bytes that were heard from this position on.
-    pub(super) fn check(&self, position: u64, heard: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn check(&self, position: u64, heard: &[u8]) -> Result<(), Fault> {
         let wanted = self.from(position);
         if wanted[..heard.len()] == *heard {
             return Ok(());
@@ -90,7 +90,7 @@ impl Endless {
 }
 
 /// A fault that shows the first line of what was heard.
-pub(super) fn wrong(what: &'static str, heard: &[u8], wanted: &[u8]) -> Fault {
+pub(crate) fn wrong(what: &'static str, heard: &[u8], wanted: &[u8]) -> Fault {
     let lines = (first_line(heard), first_line(wanted));
     // When they differ in their ending alone, that is to be seen.
     let (heard, wanted) = if lines.0 == lines.1 {

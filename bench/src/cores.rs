@@ -7,8 +7,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Cores for both.
 #[derive(Debug)]
 pub struct Cores {
-    pub(super) server: usize,
-    pub(super) load: Vec<usize>,
+    pub(crate) server: usize,
+    pub(crate) load: Vec<usize>,
 }
 
 impl Cores {
@@ -33,7 +33,7 @@ impl Cores {
 }
 
 /// Has this thread, and what it starts, run on these cores.
-pub(super) fn pin(cores: &[usize]) -> io::Result<()> {
+pub(crate) fn pin(cores: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for &core in cores {
         set.set(core);

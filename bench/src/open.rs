@@ -4,9 +4,11 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::talk::{CHUNK, wrong};
-use super::{Fault, Plan};
-use crate::process::capacity;
+use airlock::process::capacity;
+
+use crate::fault::Fault;
+use crate::plan::Plan;
+use crate::talk::{CHUNK, wrong};
 
 /// Connections that are opened before the greetings of all of them are heard: the way to a distant
 /// server is waited for once, and no backlog overflows.
@@ -28,7 +30,7 @@ pub fn make_room(connections: usize) -> Result<(), Fault> {
 }
 
 /// Opens so many connections, which do not block from then on.
-pub(super) fn open(
+pub(crate) fn open(
     plan: &Plan,
     address: SocketAddr,
     count: usize,

@@ -1,30 +1,62 @@
-//! `airlock bench` against servers that answer rightly, wrongly, and not at all. How fast they are
+//! `airlock-bench` against servers that answer rightly, wrongly, and not at all. How fast they are
 //! is no matter here.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use bench::program;
+use bench::servers::{Server, Subject};
 use serde_json::Value;
 
-use crate::support::{AIRLOCK, Server, eventually, run};
+const AIRLOCK_BENCH: &str = env!("CARGO_BIN_EXE_airlock-bench");
+
+/// Built as `airlock-bench` builds it, so that it is not built again.
+static AIRLOCK: LazyLock<PathBuf> = LazyLock::new(|| {
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
+    program::build(profile).unwrap()
+});
 
 const SHORT: &str = "--duration=200ms";
 
 /// With a short duration, if none is named.
 fn bench(arguments: &[&str]) -> Output {
-    let mut command = Command::new(AIRLOCK);
-    command.arg("bench").args(arguments);
+    // Built before the time begins to run.
+    LazyLock::force(&AIRLOCK);
+    let mut command = Command::new("timeout");
+    command.args(["30", AIRLOCK_BENCH]).args(arguments);
     if !arguments
         .iter()
         .any(|argument| argument.starts_with("--duration"))
     {
         command.arg(SHORT);
     }
-    run(&mut command, b"")
+    command.output().unwrap()
+}
+
+/// An Airlock with these options.
+fn airlock(options: &'static [&'static str]) -> Server<'static> {
+    let command = move || {
+        let mut command = Command::new(&*AIRLOCK);
+        command.args(["--listen=127.0.0.1:0", "-q"]).args(options);
+        command
+    };
+    let subject = Subject {
+        name: "Airlock",
+        command: Box::new(command),
+    };
+    Server::start(&subject, None).unwrap()
 }
 
 /// What a bench prints that ends well.
@@ -67,7 +99,7 @@ fn foreign(talk: fn(&TcpStream, &mut dyn Iterator<Item = String>)) -> SocketAddr
 
 #[test]
 fn every_mode_measures_a_server_that_answers_rightly() {
-    let server = Server::start(&["-q"]);
+    let server = airlock(&[]);
     let address = server.address.to_string();
     for mode in ["ping", "pipeline", "churn", "hold"] {
         for rate in [&[][..], &["--rate=500"]] {
@@ -110,7 +142,7 @@ fn every_mode_measures_a_server_that_answers_rightly() {
 
 #[test]
 fn a_stall_counts_for_every_line_that_was_due_meanwhile() {
-    let server = Server::start(&["--env=DELAY_MS=100", "-q"]);
+    let server = airlock(&["--env=DELAY_MS=100"]);
     let address = server.address.to_string();
     let arguments = [
         address.as_str(),
@@ -127,7 +159,7 @@ fn a_stall_counts_for_every_line_that_was_due_meanwhile() {
 
 #[test]
 fn a_wrong_reply_is_an_error() {
-    let server = Server::start(&["--env=GREETING=Hi", "-q"]);
+    let server = airlock(&["--env=GREETING=Hi"]);
     let address = server.address.to_string();
     for mode in ["ping", "churn", "hold"] {
         let complaint = complaint(&[&address, "--mode", mode]);
@@ -233,7 +265,7 @@ fn where_nobody_listens_one_line_says_so() {
         .to_string();
     for mode in ["ping", "pipeline", "churn", "hold"] {
         let complaint = complaint(&[&address, "--mode", mode]);
-        let expected = format!("airlock: cannot connect to {address}: Connection refused");
+        let expected = format!("airlock-bench: cannot connect to {address}: Connection refused");
         assert!(complaint.starts_with(&expected), "{complaint}");
     }
 }
@@ -250,7 +282,7 @@ fn a_plot_is_an_svg_with_a_curve_for_each_server() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("latency.svg");
     let plot = format!("--plot={}", path.display());
-    let server = Server::start(&["-q"]);
+    let server = airlock(&[]);
     for (arguments, names) in [
         (
             vec![server.address.to_string()],
@@ -299,13 +331,12 @@ fn without_an_address_both_servers_run_in_turn() {
         assert_eq!(compared["ratio"], compared["medians"][first]["ratio"]);
     }
     // What the user has set for a server of his own is not for these.
-    let text = run(
-        Command::new(AIRLOCK)
-            .args(["bench", SHORT, "--rounds=1"])
-            .env("AIRLOCK_ENV", "GREETING=Hi")
-            .env("AIRLOCK_MAX_CONNECTIONS", "1"),
-        b"",
-    );
+    let text = Command::new(AIRLOCK_BENCH)
+        .args([SHORT, "--rounds=1"])
+        .env("AIRLOCK_ENV", "GREETING=Hi")
+        .env("AIRLOCK_MAX_CONNECTIONS", "1")
+        .output()
+        .unwrap();
     assert!(text.status.success());
     let text = String::from_utf8(text.stdout).unwrap();
     let mut lines = text.lines().skip(1);
@@ -343,8 +374,7 @@ fn state(process: u32) -> Option<(char, u32)> {
 
 /// Starts a bench and waits for its two servers.
 fn with_both_servers(arguments: &[&str]) -> (Child, Vec<u32>) {
-    let bench = Command::new(AIRLOCK)
-        .arg("bench")
+    let bench = Command::new(AIRLOCK_BENCH)
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -381,4 +411,13 @@ fn no_server_is_left_however_a_bench_ends() {
     eventually("the servers end with a killed bench", || {
         have_ended(&servers)
     });
+}
+
+/// Waits until a condition holds that nothing announces.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use rustix::event::epoll::EventFlags as Flags;
 
-use super::events::Events;
-use super::measured::Measured;
-use super::pace::Pace;
-use super::talk::CHUNK;
-use super::{Fault, Plan};
+use crate::events::Events;
+use crate::fault::Fault;
+use crate::measured::Measured;
+use crate::pace::Pace;
+use crate::plan::Plan;
+use crate::talk::CHUNK;
 
 const ANSWER: &str = "an answer";
 
@@ -19,7 +20,7 @@ const ANSWER: &str = "an answer";
 ///
 /// Without a fixed pace, a connection is asked `depth` lines at once, and again when all have been
 /// answered.
-pub(super) fn converse(
+pub(crate) fn converse(
     plan: &Plan,
     pace: Pace,
     streams: Vec<TcpStream>,

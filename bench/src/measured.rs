@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::Fault;
+use crate::fault::Fault;
 
 /// A day: what takes longer counts as a day.
 const MOST_NANOSECONDS: u64 = 24 * 60 * 60 * 1_000_000_000;
@@ -29,7 +29,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    pub(super) fn new() -> Measured {
+    pub(crate) fn new() -> Measured {
         Measured {
             answered: 0,
             time: Duration::ZERO,
@@ -53,7 +53,7 @@ impl Measured {
     }
 
     /// Notes so many answers that took this long.
-    pub(super) fn note(&mut self, answers: u64, latency: Duration) {
+    pub(crate) fn note(&mut self, answers: u64, latency: Duration) {
         if answers == 0 {
             return;
         }
@@ -62,12 +62,12 @@ impl Measured {
         self.latencies.saturating_record_n(nanoseconds, answers);
     }
 
-    pub(super) fn give_up(&mut self, fault: Fault) {
+    pub(crate) fn give_up(&mut self, fault: Fault) {
         self.errors += 1;
         self.fault.get_or_insert(fault);
     }
 
-    pub(super) fn add(&mut self, other: Measured) {
+    pub(crate) fn add(&mut self, other: Measured) {
         self.answered += other.answered;
         self.time = self.time.max(other.time);
         self.latencies += other.latencies;

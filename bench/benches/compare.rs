@@ -18,15 +18,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use airlock::bench::plot::{self, Axes, Curve};
-use airlock::bench::progress::Progress;
-use airlock::bench::twin::Twin;
-use airlock::bench::{self, Cores, Measured, Plan, Server, Subject, Turns, report};
-use airlock::cli::{self, Bench};
+use airlock::cli;
 use anyhow::{Context, Result, anyhow};
+use bench::cores::Cores;
+use bench::measured::Measured;
+use bench::open::make_room;
+use bench::plan::Plan;
+use bench::plot::{self, Axes, Curve};
+use bench::progress::Progress;
+use bench::servers::{self, Server, Subject};
+use bench::turns::{self, Turns};
+use bench::twin::Twin;
+use bench::{options, program, report};
 use clap::Parser;
 
-const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
+const AIRLOCK_BENCH: &str = env!("CARGO_BIN_EXE_airlock-bench");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// So many servers, the first ones, are ours and have to be able to take their turns. The figures
@@ -60,17 +66,10 @@ struct Options {
     bench: bool,
 }
 
-/// Those of `airlock bench`.
-#[derive(Debug, Parser)]
-struct Arguments {
-    #[command(flatten)]
-    bench: Bench,
-}
-
 /// What is measured of every server: a row of the table.
 struct Measure {
     title: &'static str,
-    /// Those of `airlock bench`.
+    /// Those of `airlock-bench`.
     arguments: &'static str,
     value: fn(&Measured) -> f64,
     /// How Airlock's figure is set against the native twin's, and what is wanted of it.
@@ -147,11 +146,12 @@ fn main() -> Result<()> {
     fs::create_dir_all(&folder)?;
     let page = folder.join("performance.md");
     around_the_figures(&page)?;
-    let (program, variables) = (AIRLOCK.as_ref(), cli::variables());
+    let airlock = program::build("bench")?;
+    let airlock_bench = Path::new(AIRLOCK_BENCH);
     let mut subjects = vec![
-        bench::native(program, &variables, Twin::Plain),
-        bench::airlock(program, &variables),
-        bench::native(program, &variables, Twin::Shim),
+        servers::native(airlock_bench, Twin::Plain),
+        servers::airlock(&airlock),
+        servers::native(airlock_bench, Twin::Shim),
     ];
     let peers = peers()?;
     let versions = peers
@@ -167,7 +167,7 @@ fn main() -> Result<()> {
         faults: BTreeSet::new(),
     };
     for measure in &MEASURES {
-        bench::make_room(compare.plan(measure.arguments)?.connections)?;
+        make_room(compare.plan(measure.arguments)?.connections)?;
     }
     let mut report = String::new();
     let mut say = |row: String| {
@@ -273,7 +273,7 @@ impl Compare<'_> {
         let turns = self.options.rounds * self.subjects.len() as u32;
         let progress = Progress::new(plan.duration * turns);
         let rounds = self.options.rounds;
-        let turns = bench::load_in_turn(&plan, rounds, self.subjects, OURS, self.cores, &progress)?;
+        let turns = turns::load_in_turn(&plan, rounds, self.subjects, OURS, self.cores, &progress)?;
         drop(progress);
         Ok(self.medians(turns, value))
     }
@@ -283,7 +283,7 @@ impl Compare<'_> {
         let start = |_, subject: &Subject| Ok(Server::start(subject, self.cores)?.start_time);
         // The first start may compile something.
         let rounds = self.options.rounds + 1;
-        let mut turns = bench::in_turn(self.subjects, OURS, rounds, start)?;
+        let mut turns = turns::in_turn(self.subjects, OURS, rounds, start)?;
         for times in turns.iter_mut().flatten() {
             times.remove(0);
         }
@@ -306,8 +306,8 @@ impl Compare<'_> {
     }
 
     fn plan(&self, arguments: &str) -> Result<Plan> {
-        let line = ["bench"].into_iter().chain(arguments.split(' '));
-        let options = Arguments::try_parse_from(line)?.bench;
+        let line = ["airlock-bench"].into_iter().chain(arguments.split(' '));
+        let options = options::Options::try_parse_from(line)?;
         let plan = options.plan().map_err(|error| anyhow!(error))?;
         Ok(Plan {
             duration: self.options.duration.into(),

@@ -2,15 +2,16 @@
 //! a whole one over loopback.
 //!
 //! ```text
-//! cargo bench --bench parts
+//! cargo bench -p bench --bench parts
 //! ```
 
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use airlock::bench::twin::{self, Twin};
-use airlock::bench::{self, Server};
+use airlock::GREETER;
 use airlock::limits::Limits;
 use airlock::limits::wire::LINE_BYTES;
 use airlock::sandbox::compiler::Compiler;
@@ -20,10 +21,14 @@ use airlock::sandbox::session::Session;
 use airlock::talk::client::Client;
 use airlock::talk::framing::{Framing, Reader};
 use airlock::talk::handler::Handler;
-use airlock::{GREETER, cli};
+use bench::program;
+use bench::servers::{self, Server};
+use bench::twin::{self, Twin};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
+static AIRLOCK: LazyLock<PathBuf> =
+    LazyLock::new(|| program::build("bench").expect("an `airlock`"));
+const AIRLOCK_BENCH: &str = env!("CARGO_BIN_EXE_airlock-bench");
 
 /// A line as long as a name.
 const LINE: &str = "Michael";
@@ -55,7 +60,7 @@ fn framing(criterion: &mut Criterion) {
 fn guest(criterion: &mut Criterion) {
     let limits = Limits::new(1000, 1 << 30);
     let runtime =
-        Runtime::new(Vec::new(), limits, Compiler::new(AIRLOCK, false)).expect("an engine");
+        Runtime::new(Vec::new(), limits, Compiler::new(&*AIRLOCK, false)).expect("an engine");
     let sandbox = Sandbox::new(&runtime, GREETER, &|| true).expect("the greeter");
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {
@@ -89,16 +94,12 @@ fn guest(criterion: &mut Criterion) {
 
 /// Connect, greeting, a line, goodbye, one client after the other; the client's part is in it.
 fn connection(criterion: &mut Criterion) {
-    let (program, variables) = (AIRLOCK.as_ref(), cli::variables());
     for (name, subject) in [
         (
             "a connection over loopback, natively",
-            bench::native(program, &variables, Twin::Plain),
+            servers::native(Path::new(AIRLOCK_BENCH), Twin::Plain),
         ),
-        (
-            "a connection over loopback",
-            bench::airlock(program, &variables),
-        ),
+        ("a connection over loopback", servers::airlock(&AIRLOCK)),
     ] {
         let server = Server::start(&subject, None).expect("a server");
         criterion.bench_function(name, |bencher| {

@@ -6,16 +6,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use airlock::limits::wire::Wire;
+use airlock::serve::blocking;
+use airlock::serve::listener;
+use airlock::serve::socket::Socket;
+use airlock::talk::conversation::Conversation;
+use airlock::talk::framing::Framing;
+use airlock::talk::handler::{Handler, Outcome};
 use clap::ValueEnum;
 
-use super::talk::CHUNK;
-use crate::limits::wire::Wire;
-use crate::serve::blocking;
-use crate::serve::listener;
-use crate::serve::socket::Socket;
-use crate::talk::conversation::Conversation;
-use crate::talk::framing::Framing;
-use crate::talk::handler::{Handler, Outcome};
+use crate::talk::CHUNK;
 
 /// As many as Airlock's.
 const BACKLOG: u32 = listener::MOST_BACKLOG;

@@ -2,33 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-use super::Plan;
+use crate::plan::Plan;
 
 /// When one thread asks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    pub(super) start: Instant,
+pub(crate) struct Pace {
+    pub(crate) start: Instant,
     /// Nothing is asked from then on.
-    pub(super) end: Instant,
+    pub(crate) end: Instant,
     /// Between one question and the next; without it, whenever there was an answer.
     gap: Option<Duration>,
 }
 
 impl Pace {
     /// Whether questions have their time, whether or not the server is ready for them.
-    pub(super) fn is_fixed(&self) -> bool {
+    pub(crate) fn is_fixed(&self) -> bool {
         self.gap.is_some()
     }
 
     /// When the question with this number, counted from 0, is due.
-    pub(super) fn due(&self, number: u64) -> Instant {
+    pub(crate) fn due(&self, number: u64) -> Instant {
         let gap = self.gap.unwrap_or_default();
         self.start + Duration::from_secs_f64(gap.as_secs_f64() * number as f64)
     }
 
     /// How many questions are due before the end, at a fixed pace; without one there is no such
     /// number, and 0 is returned.
-    pub(super) fn all(&self) -> u64 {
+    pub(crate) fn all(&self) -> u64 {
         let time = self.end.saturating_duration_since(self.start).as_secs_f64();
         self.gap
             .map_or(0, |gap| (time / gap.as_secs_f64()).ceil() as u64)
@@ -36,7 +36,7 @@ impl Pace {
 }
 
 /// A pace for each thread. All have the same rate, and none asks at the same moment as another.
-pub(super) fn paces(plan: &Plan, duration: Duration) -> impl Iterator<Item = Pace> {
+pub(crate) fn paces(plan: &Plan, duration: Duration) -> impl Iterator<Item = Pace> {
     let gap = plan
         .rate
         .map(|rate| Duration::from_secs_f64(1.0 / f64::from(rate)));

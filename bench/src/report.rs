@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Comparison, Measured, Mode, Plan};
+use crate::measured::Measured;
+use crate::plan::{Mode, Plan};
+use crate::turns::Comparison;
 
 /// The parts of the answers whose times are shown.
 const PARTS: [(&str, f64); 5] = [

@@ -1,26 +1,47 @@
-//! `airlock bench`: loads a server, or this one and its native twin, and prints what it took.
+//! `airlock-bench`: loads a server, or Airlock and its native twin, and prints what it took.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::{env, fs};
 
-use airlock::bench::progress::Progress;
-use airlock::bench::{self, Measured, plot, report, twin};
-use airlock::cli::{self, Bench};
+use airlock::logging::printable;
 use anyhow::{Context, Result, anyhow};
+use bench::measured::Measured;
+use bench::options::Options;
+use bench::progress::Progress;
+use bench::{plot, program, report, turns, twin};
+use clap::Parser;
+
+/// That of this program.
+const PROFILE: &str = if cfg!(debug_assertions) {
+    "dev"
+} else {
+    "release"
+};
 
 /// The exit status is 0 when every answer was right.
-pub(crate) fn run(options: &Bench) -> Result<ExitCode> {
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("airlock-bench: {error:#}");
+            // If standard error has gone there is nobody left to tell.
+            let _ = writeln!(io::stderr(), "{}", printable(&message));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
     if let Some(twin) = options.twin {
-        twin::serve(twin, io::stdout())?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(twin::serve(twin, io::stdout())?);
     }
     let plan = options.plan().map_err(|error| anyhow!(error))?;
-    let progress = Progress::new(options.time());
     let Some(address) = options.address else {
-        let program = env::current_exe().context("cannot find this program to start it")?;
-        let variables = cli::variables();
-        let compared = bench::compare(&plan, options.rounds, &program, &variables, &progress)?;
+        let airlock = program::build(PROFILE)?;
+        let itself = env::current_exe().context("cannot find this program to start it")?;
+        let progress = Progress::new(options.time());
+        let compared = turns::compare(&plan, options.rounds, &airlock, &itself, &progress)?;
         drop(progress);
         print(&if options.json {
             format!("{:#}\n", report::comparison_as_json(&plan, &compared))
@@ -35,9 +56,10 @@ pub(crate) fn run(options: &Bench) -> Result<ExitCode> {
                 ("airlock", &compared.airlock),
             ],
         )?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     };
-    let mut measured = bench::measure(&plan, address, &progress)?;
+    let progress = Progress::new(options.time());
+    let mut measured = turns::measure(&plan, address, &progress)?;
     drop(progress);
     let fault = measured.fault.take();
     // Without an answer there is nothing to report but the fault.
@@ -55,7 +77,7 @@ pub(crate) fn run(options: &Bench) -> Result<ExitCode> {
         )?;
     }
     match fault {
-        None => Ok(ExitCode::SUCCESS),
+        None => Ok(()),
         Some(fault) => Err(anyhow!(fault).context(match measured.errors {
             1 => "a connection failed".to_owned(),
             errors => format!("{errors} connections failed, the first of them so"),
@@ -68,7 +90,7 @@ fn print(report: &str) -> io::Result<()> {
 }
 
 /// After the report, which a wrong path does not take away.
-fn draw(options: &Bench, title: &str, runs: &[(&str, &[Measured])]) -> Result<()> {
+fn draw(options: &Options, title: &str, runs: &[(&str, &[Measured])]) -> Result<()> {
     let Some(path) = &options.plot else {
         return Ok(());
     };

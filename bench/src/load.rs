@@ -6,21 +6,23 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
-use super::measured::Measured;
-use super::pace::paces;
-use super::progress::{self, Progress};
-use super::{Fault, Mode, Plan, churn, cores, lines, open};
+use crate::fault::Fault;
+use crate::measured::Measured;
+use crate::pace::paces;
+use crate::plan::{Mode, Plan};
+use crate::progress::{self, Progress};
+use crate::{churn, cores, lines, open};
 
 /// The server that is loaded.
-pub(super) struct Target<'a> {
-    pub(super) address: SocketAddr,
+pub(crate) struct Target<'a> {
+    pub(crate) address: SocketAddr,
     /// Where the load runs; anywhere if this is empty.
-    pub(super) cores: &'a [usize],
+    pub(crate) cores: &'a [usize],
     /// Whose memory is measured, if the server is one of ours.
-    pub(super) process: Option<u32>,
+    pub(crate) process: Option<u32>,
 }
 
-pub(super) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<Measured, Fault> {
+pub(crate) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<Measured, Fault> {
     let counts = shares(plan.connections, plan.threads);
     let all = |streams: Vec<_>| streams.into_iter().collect::<Result<Vec<_>, Fault>>();
     if plan.mode == Mode::Churn {

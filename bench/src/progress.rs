@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How often it moves.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
 /// Since the beginning, of all rounds together.
 pub struct Progress {
@@ -24,11 +24,11 @@ impl Progress {
     }
 
     /// Says what is loaded now.
-    pub(super) fn now(&self, name: &'static str) {
+    pub(crate) fn now(&self, name: &'static str) {
         self.bar.set_message(name);
     }
 
-    pub(super) fn tick(&self) {
+    pub(crate) fn tick(&self) {
         self.bar
             .set_position(milliseconds(self.bar.elapsed().min(self.all)));
     }

@@ -1,0 +1,28 @@
+//! Load on line servers, and what it took.
+//!
+//! One run opens connections to one server, loads it in one [mode](plan::Mode) and has every answer
+//! checked. [`turns`] loads several servers, such as Airlock and its native [`twin`], round for
+//! round. What is printed of it is [`report`]'s and [`plot`]'s.
+//!
+//! Each folder beside this one has one kind of measurement more: `benches` what the parts of a
+//! connection cost, and the comparison with servers in other languages, which are in `peers`.
+
+mod churn;
+pub mod cores;
+mod events;
+pub mod fault;
+mod lines;
+mod load;
+pub mod measured;
+pub mod open;
+pub mod options;
+mod pace;
+pub mod plan;
+pub mod plot;
+pub mod program;
+pub mod progress;
+pub mod report;
+pub mod servers;
+pub mod talk;
+pub mod turns;
+pub mod twin;

@@ -1,0 +1,132 @@
+//! One server under load, or several in turn, A B A B, because machines differ and are shared: the
+//! ratio is what counts.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::cores::Cores;
+use crate::fault::Fault;
+use crate::load::{self, Target};
+use crate::measured::Measured;
+use crate::open::make_room;
+use crate::plan::{Mode, Plan};
+use crate::progress::Progress;
+use crate::servers::{self, Server, Subject};
+use crate::twin::Twin;
+
+/// Loads the server at `address`.
+///
+/// # Errors
+/// The connections could not be opened. What goes wrong after that is counted in the result.
+pub fn measure(plan: &Plan, address: SocketAddr, progress: &Progress) -> Result<Measured, Fault> {
+    let target = Target {
+        address,
+        cores: &[],
+        process: None,
+    };
+    make_room(plan.connections)?;
+    load::run(plan, &target, progress)
+}
+
+/// Two servers under the same load, round for round.
+#[derive(Debug)]
+pub struct Comparison {
+    /// A thread per connection and the greeter's logic compiled in.
+    pub native: Vec<Measured>,
+    /// Airlock, with its default limits and the greeter in its sandbox.
+    pub airlock: Vec<Measured>,
+}
+
+/// Starts `airlock` as a server and `airlock_bench` as its native twin, and loads them [in
+/// turn](load_in_turn).
+///
+/// # Errors
+/// A server did not start, or one of its answers was wrong.
+pub fn compare(
+    plan: &Plan,
+    rounds: u32,
+    airlock: &Path,
+    airlock_bench: &Path,
+    progress: &Progress,
+) -> Result<Comparison, Fault> {
+    let subjects = [
+        servers::native(airlock_bench, Twin::Plain),
+        servers::airlock(airlock),
+    ];
+    let cores = Cores::split()?;
+    let turns = load_in_turn(plan, rounds, &subjects, 2, cores.as_ref(), progress)?;
+    let runs: Result<Vec<_>, _> = turns.into_iter().collect();
+    // Two servers, two results.
+    let [native, airlock] = runs?.try_into().unwrap_or_default();
+    Ok(Comparison { native, airlock })
+}
+
+/// What came of it for one server: of all rounds, or why it could not go on.
+pub type Turns<T> = Result<Vec<T>, Fault>;
+
+/// Gives every server its turn in every round, and returns what came of it in the order of the
+/// servers. One that fails gets no more turns.
+///
+/// # Errors
+/// One of the first `needed` servers has failed.
+pub fn in_turn<T>(
+    subjects: &[Subject],
+    needed: usize,
+    rounds: u32,
+    mut turn: impl FnMut(usize, &Subject) -> Result<T, Fault>,
+) -> Result<Vec<Turns<T>>, Fault> {
+    let mut results: Vec<Turns<T>> = subjects.iter().map(|_| Ok(Vec::new())).collect();
+    for _ in 0..rounds {
+        for (number, subject) in subjects.iter().enumerate() {
+            if let Ok(values) = &mut results[number] {
+                match turn(number, subject) {
+                    Ok(value) => values.push(value),
+                    Err(fault) if number < needed => return Err(fault),
+                    Err(fault) => results[number] = Err(fault),
+                }
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// Loads the servers [in turn](in_turn), each on its core and the load on the others.
+///
+/// # Errors
+/// One of the first `needed` servers has failed, or this process may not open so many connections.
+pub fn load_in_turn(
+    plan: &Plan,
+    rounds: u32,
+    subjects: &[Subject],
+    needed: usize,
+    cores: Option<&Cores>,
+    progress: &Progress,
+) -> Result<Vec<Turns<Measured>>, Fault> {
+    make_room(plan.connections)?;
+    // What a server keeps of connections that have ended would be missing in the next measure of its
+    // memory: then there is a new one for each turn.
+    let keep = plan.mode != Mode::Hold;
+    let start = |subject: &Subject| Server::start(subject, cores);
+    let mut running: Vec<_> = subjects
+        .iter()
+        .map(|subject| keep.then(|| start(subject)))
+        .collect();
+    in_turn(subjects, needed, rounds, |number, subject| {
+        let server = running[number].take().unwrap_or_else(|| start(subject))?;
+        let measured = round(plan, &server, progress)?;
+        running[number] = keep.then_some(Ok(server));
+        Ok(measured)
+    })
+}
+
+/// Loads a server of ours once.
+fn round(plan: &Plan, server: &Server, progress: &Progress) -> Result<Measured, Fault> {
+    let name = server.name;
+    let of = |fault| Fault::Of(name, Box::new(fault));
+    progress.now(name);
+    let mut measured = load::run(plan, &server.target(), progress).map_err(of)?;
+    match measured.fault.take() {
+        Some(fault) => Err(of(fault)),
+        None => Ok(measured),
+    }
+}
