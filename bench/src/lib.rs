@@ -4,8 +4,8 @@
 //! checked. [`turns`] loads several servers, such as Airlock and its native [`twin`], round for
 //! round. What is printed of it is [`report`]'s and [`plot`]'s.
 //!
-//! Each folder beside this one has one kind of measurement more: `benches` what the parts of a
-//! connection cost, and the comparison with servers in other languages, which are in `peers`.
+//! `airlock-bench` is the command line on top. In `benches` are programs that run by themselves: what
+//! the parts of a connection cost, and the comparison with the servers in other languages of `peers`.
 
 mod churn;
 pub mod cores;

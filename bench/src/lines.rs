@@ -57,13 +57,13 @@ struct Connection {
     stream: TcpStream,
     /// Lines that should have been asked by now, at a fixed pace.
     due: u64,
-    /// Lines that have been asked, if not yet written.
+    /// Lines that have been asked; the last of them may not be written yet.
     asked: u64,
-    /// When the last of them were.
+    /// When a line was last asked.
     asked_at: Instant,
-    /// Bytes.
+    /// Bytes of these lines that the kernel has taken.
     written: u64,
-    /// Bytes.
+    /// Bytes of answers.
     heard: u64,
     /// The kernel takes no more, and will say when it does.
     is_full: bool,

@@ -12,13 +12,6 @@ use bench::progress::Progress;
 use bench::{plot, program, report, turns, twin};
 use clap::Parser;
 
-/// That of this program.
-const PROFILE: &str = if cfg!(debug_assertions) {
-    "dev"
-} else {
-    "release"
-};
-
 /// The exit status is 0 when every answer was right.
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -38,7 +31,7 @@ fn run(options: &Options) -> Result<()> {
     }
     let plan = options.plan().map_err(|error| anyhow!(error))?;
     let Some(address) = options.address else {
-        let airlock = program::build(PROFILE)?;
+        let airlock = program::build(program::PROFILE)?;
         let itself = env::current_exe().context("cannot find this program to start it")?;
         let progress = Progress::new(options.time());
         let compared = turns::compare(&plan, options.rounds, &airlock, &itself, &progress)?;

@@ -10,13 +10,20 @@ use thiserror::Error;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
+/// The profile that this crate is built in; `release` is `bench` too.
+pub const PROFILE: &str = if cfg!(debug_assertions) {
+    "dev"
+} else {
+    "release"
+};
+
 /// There is no program to measure.
 #[derive(Debug, Error)]
-pub enum Fault {
-    /// It could not be asked.
+pub enum NotBuilt {
+    /// Cargo could not be asked.
     #[error("cannot run `cargo`, which builds `airlock`")]
     Cargo(#[source] io::Error),
-    /// It has said why.
+    /// Cargo has said why.
     #[error("`airlock` is not built: see what `{0}` says")]
     Build(String),
 }
@@ -27,7 +34,7 @@ pub enum Fault {
 ///
 /// # Errors
 /// There is no cargo, or it fails, and has said why on standard error.
-pub fn build(profile: &str) -> Result<PathBuf, Fault> {
+pub fn build(profile: &str) -> Result<PathBuf, NotBuilt> {
     let arguments = [
         "build",
         "--package=host",
@@ -46,14 +53,14 @@ pub fn build(profile: &str) -> Result<PathBuf, Fault> {
         .current_dir(ROOT)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
-    let output = command.output().map_err(Fault::Cargo)?;
+    let output = command.output().map_err(NotBuilt::Cargo)?;
     let messages = String::from_utf8_lossy(&output.stdout);
     let mut programs = messages.lines().filter_map(executable);
     match programs.next() {
         Some(program) if output.status.success() => Ok(program),
         _ => {
             let words: Vec<_> = iter::once("cargo").chain(arguments).collect();
-            Err(Fault::Build(words.join(" ")))
+            Err(NotBuilt::Build(words.join(" ")))
         }
     }
 }

@@ -18,15 +18,8 @@ use serde_json::Value;
 
 const AIRLOCK_BENCH: &str = env!("CARGO_BIN_EXE_airlock-bench");
 
-/// Built as `airlock-bench` builds it, so that it is not built again.
-static AIRLOCK: LazyLock<PathBuf> = LazyLock::new(|| {
-    let profile = if cfg!(debug_assertions) {
-        "dev"
-    } else {
-        "release"
-    };
-    program::build(profile).unwrap()
-});
+/// As `airlock-bench` builds it, so that it is not built twice.
+static AIRLOCK: LazyLock<PathBuf> = LazyLock::new(|| program::build(program::PROFILE).unwrap());
 
 const SHORT: &str = "--duration=200ms";
 
