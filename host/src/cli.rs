@@ -17,11 +17,10 @@ use crate::limits::process::{ADDRESS_SPACE_BYTES, Process};
 use crate::limits::wire::Wire;
 use crate::logging::LogFormat;
 use crate::process::capacity::Capacity;
+use crate::sandbox::compiler::child::Compile;
 use crate::serve::listener::MOST_BACKLOG;
 use crate::talk::framing::Framing;
 use crate::versions::canary::Share;
-
-use crate::sandbox::compiler::child::Compile;
 
 /// Has the guest's variables, one a line.
 const ENVIRONMENT: &str = "AIRLOCK_ENV";

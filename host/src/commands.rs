@@ -1,31 +1,6 @@
 //! What the `airlock` binary does, a file for each command.
 
 pub(crate) mod check;
+mod guest;
 pub(crate) mod serve;
 pub(crate) mod test;
-
-use std::path::Path;
-use std::sync::Arc;
-
-use airlock::cli::GuestOptions;
-use airlock::limits::Limits;
-use airlock::process::capacity;
-use airlock::sandbox::compiler::Compiler;
-use airlock::sandbox::runtime::Runtime;
-use airlock::versions::guest_file::GuestFile;
-use anyhow::{Context, Result, anyhow};
-
-fn read(file: &Path) -> Result<GuestFile> {
-    GuestFile::read(file).with_context(|| format!("cannot read the guest `{}`", file.display()))
-}
-
-/// For one instance at a time, without a server.
-fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<Runtime>> {
-    let environment = options.environment();
-    let environment = environment.map_err(|error| anyhow!(error))?;
-    let limits = Limits {
-        guest: options.limits(),
-        ..Limits::new(1, capacity::claim(1).guest_memory_bytes)
-    };
-    Ok(Runtime::new(environment, limits, compiler)?)
-}

@@ -15,7 +15,7 @@ use airlock::versions::trial::{self, Failed, Passed};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{read, runtime};
+use crate::commands::guest::{read, runtime};
 
 /// The exit status is 0 when it would be served.
 pub(crate) fn run(options: &Check) -> Result<ExitCode> {

@@ -16,7 +16,7 @@ use airlock::talk::{play, transcript};
 use anyhow::{Context, Result, bail};
 use similar::TextDiff;
 
-use super::{read, runtime};
+use crate::commands::guest::{read, runtime};
 
 /// The exit status is 0 when the guest answered as every conversation has it.
 pub(crate) fn run(options: &Test) -> Result<ExitCode> {

@@ -13,6 +13,7 @@
 //! taken over could lie about that guest, whose author it works for anyway, and about no other.
 
 pub mod child;
+mod compiled;
 mod confinement;
 
 use std::hash::{Hash, Hasher};
@@ -36,9 +37,9 @@ use crate::limits::guest::{
     CACHED_BYTES, COMPILE_THREADS, COMPILED_BYTES, GUEST_IMAGE_BYTES, Guest, LOAD_MEMORY_BYTES,
 };
 use crate::logging::printable;
+use crate::sandbox::compiler::compiled::Compiled;
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::rejection::{RejectedGuest, one_line};
-use child::Compiled;
 
 /// How often a compilation is asked whether its result is still wanted.
 const LOOK_TIME: Duration = Duration::from_millis(20);
@@ -103,7 +104,7 @@ impl Compiler {
             let compiled = Compiled::read(output).ok_or_else(nothing)?;
             let machine = machine(compiled.images);
             Loaded::new(&machine, &compiled)
-                .map_err(|error| why_too_large(&machine, limits, &compiled.code, &error))
+                .map_err(|error| why_too_large(&machine, limits, &compiled, &error))
         };
         let key = Key {
             engine: &machine(false).engine,
@@ -134,7 +135,7 @@ pub(super) struct Loaded {
 impl Loaded {
     fn new(machine: &Arc<Machine>, compiled: &Compiled) -> wasmtime::Result<Loaded> {
         Ok(Loaded {
-            component: load(&machine.engine, &compiled.code)?,
+            component: compiled.load(&machine.engine)?,
             machine: Arc::clone(machine),
             instance_bytes: compiled.instance_bytes,
         })
@@ -167,14 +168,6 @@ impl Hash for Key<'_> {
         self.engine.precompile_compatibility_hash().hash(state);
         self.component.hash(state);
     }
-}
-
-#[expect(unsafe_code, reason = "compiled code is trusted by its origin alone")]
-pub(super) fn load(engine: &Engine, compiled: &[u8]) -> wasmtime::Result<Component> {
-    // SAFETY: the bytes come from a child that runs Wasmtime's compiler, or from the cache that only
-    // this user can write to. That the compiler makes code that stays in its sandbox is Wasmtime's
-    // promise, here as in one process.
-    unsafe { Component::deserialize(engine, compiled) }
 }
 
 /// A child at work. Dropped, it is ended.
@@ -391,12 +384,12 @@ impl<'a> Input<'a> {
 fn why_too_large(
     machine: &Machine,
     limits: &Guest,
-    compiled: &[u8],
+    compiled: &Compiled,
     error: &wasmtime::Error,
 ) -> RejectedGuest {
     const PAGE_BYTES: u64 = 64 * 1024;
     let needed_pages = Engine::new(&machine::config(machine.settings))
-        .and_then(|engine| load(&engine, compiled))
+        .and_then(|engine| compiled.load(&engine))
         .ok()
         .and_then(|component| component.resources_required()?.max_initial_memory_size)
         .unwrap_or(0);

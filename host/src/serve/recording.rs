@@ -6,26 +6,22 @@
 //!
 //! [`transcript`]: crate::talk::transcript
 
-mod disk;
+pub mod disk;
 
-use std::fmt::Display;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::budget::Budget;
 use crate::limits::process::{ALL_RECORDINGS_BYTES, RECORDING_BYTES, RECORDING_QUEUE_BYTES};
-use crate::logging::Recurring;
+use crate::serve::recording::disk::{Disk, Queue, cannot_record};
 use crate::talk::client::Client;
 use crate::talk::recorder::{CUT, Capped};
 use crate::versions::assignment::Version;
-
-pub use disk::Disk;
-use disk::Queue;
 
 /// What a small file takes on most file systems.
 const BLOCK_BYTES: u64 = 4096;
@@ -156,15 +152,6 @@ fn disk_is_slow() {
     cannot_record(&format_args!(
         "the disk is too slow, {RECORDING_QUEUE_BYTES} bytes wait for it"
     ));
-}
-
-/// The reason is the same for every connection, a full disk for instance: said once in a while.
-fn cannot_record(error: &dyn Display) {
-    static SAID: Mutex<Recurring> = Mutex::new(Recurring::new());
-    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.again().is_some() {
-        tracing::warn!("a conversation is not recorded, or not to its end: {error}");
-    }
 }
 
 fn take(all: &Budget, bytes: u64) -> bool {

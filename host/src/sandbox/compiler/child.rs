@@ -11,8 +11,9 @@ use std::thread;
 use clap::Args;
 use wasmtime::Engine;
 
-use super::confinement::{self, Bounds};
 use crate::limits::guest::{COMPILE_STACK_BYTES, COMPILE_THREADS, GUEST_IMAGE_BYTES, Guest};
+use crate::sandbox::compiler::compiled::Compiled;
+use crate::sandbox::compiler::confinement::{self, Bounds};
 use crate::sandbox::instance_size;
 use crate::sandbox::machine::{self, Settings};
 use crate::sandbox::rejection::one_line;
@@ -47,41 +48,6 @@ pub(super) fn arguments(limits: &Guest, memory_bytes: u64, load: bool) -> Vec<St
         arguments.push("--load".to_owned());
     }
     arguments
-}
-
-/// A compiled component, and what the server has to know of it beforehand.
-pub(in crate::sandbox) struct Compiled {
-    pub(in crate::sandbox) images: bool,
-    /// What an instance takes besides its memories and tables.
-    pub(in crate::sandbox) instance_bytes: u64,
-    /// Wasmtime's serialized form.
-    pub(in crate::sandbox) code: Vec<u8>,
-}
-
-impl Compiled {
-    /// Bytes of what stands before the code.
-    const HEAD_BYTES: usize = 9;
-
-    pub(super) fn write(&self) -> Vec<u8> {
-        let images = [u8::from(self.images)];
-        let instance_bytes = self.instance_bytes.to_le_bytes();
-        [&images, instance_bytes.as_slice(), &self.code].concat()
-    }
-
-    /// `None` of what is not whole.
-    pub(super) fn read(mut bytes: Vec<u8>) -> Option<Compiled> {
-        let (images, rest) = bytes.split_first()?;
-        let compiled = Compiled {
-            images: *images != 0,
-            instance_bytes: u64::from_le_bytes(*rest.first_chunk()?),
-            code: Vec::new(),
-        };
-        bytes.drain(..Compiled::HEAD_BYTES);
-        Some(Compiled {
-            code: bytes,
-            ..compiled
-        })
-    }
 }
 
 /// Compiles what is on standard input to standard output, or loads it.
@@ -143,6 +109,6 @@ fn load(guest_memory_bytes: usize, compiled: Vec<u8>) -> wasmtime::Result<Vec<u8
         guest_memory_bytes,
         images: compiled.images,
     };
-    super::load(&Engine::new(&machine::config(settings))?, &compiled.code)?;
+    compiled.load(&Engine::new(&machine::config(settings))?)?;
     Ok(Vec::new())
 }

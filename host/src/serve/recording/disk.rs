@@ -2,18 +2,19 @@
 //! stuck, makes no client wait.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::cannot_record;
 use crate::budget::Budget;
 use crate::limits::process::{RECORDING_END_TIME, RECORDING_QUEUE_BYTES};
+use crate::logging::Recurring;
 use crate::talk::recorder::CUT;
 
 /// What an order takes beside its text.
@@ -225,5 +226,14 @@ impl Recorded {
         }
         self.bytes += text.len() as u64;
         true
+    }
+}
+
+/// The reason is the same for every connection, a full disk for instance: said once in a while.
+pub(super) fn cannot_record(error: &dyn Display) {
+    static SAID: Mutex<Recurring> = Mutex::new(Recurring::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.again().is_some() {
+        tracing::warn!("a conversation is not recorded, or not to its end: {error}");
     }
 }
