@@ -137,7 +137,7 @@ fn a_new_connection_never_sees_what_an_earlier_one_wrote() {
 }
 
 impl Client {
-    /// Connects again and again until the place of the last client is free.
+    /// Connects again and again until the last client's connection is counted no more.
     fn until_greeted(server: &Server, greeting: &str) -> Client {
         loop {
             let mut client = server.connect();

@@ -8,13 +8,13 @@ use std::thread;
 
 use airlock::cli::{self, Serve};
 use airlock::process::shutdown::Shutdown;
-use airlock::process::takeover::{Door, Offer};
+use airlock::process::takeover::{Predecessor, TakeoverSocket};
 use airlock::process::{capacity, heap, service_manager};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::runtime::Runtime;
 use airlock::serve::listener;
 use airlock::serve::recording::Recordings;
-use airlock::serve::server::{self, Ended};
+use airlock::serve::server::{self, Drained};
 use airlock::serve::service::Service;
 use airlock::versions::assignment::Versions;
 use airlock::versions::guest_file::{Fingerprint, GuestFile};
@@ -74,38 +74,38 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     };
     let reload = start_reload(&options, seen, runtime, versions, &shutdown)?;
     obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
-    let (listener, door) = listen(&options, from_systemd, &shutdown)?;
+    let (listener, takeover) = listen(&options, from_systemd, &shutdown)?;
     if options.listen.port() == 0 {
         // The one line on standard output, for whoever asked for a free port. A reader that has
         // gone is no reason not to serve.
         let _ = writeln!(io::stdout(), "listening on {}", listener.local_addr()?);
     }
-    match server::run(listener, door, service, &shutdown)? {
-        Ended::InTime => Ok(ExitCode::SUCCESS),
-        Ended::Cut(_) => Ok(ExitCode::FAILURE),
+    match server::run(listener, takeover, service, &shutdown)? {
+        Drained::InTime => Ok(ExitCode::SUCCESS),
+        Drained::Cut(_) => Ok(ExitCode::FAILURE),
     }
 }
 
-/// The listener: of the process before this one, of systemd, or our own; and the door through which
-/// the next process will come.
+/// The listener: of the process before this one, of systemd, or our own; and where the next
+/// process takes it over.
 fn listen(
     options: &Serve,
     from_systemd: Option<TcpListener>,
     shutdown: &Shutdown,
-) -> Result<(TcpListener, Option<Door>)> {
+) -> Result<(TcpListener, Option<TakeoverSocket>)> {
     let Some(path) = &options.lifecycle.takeover else {
         return Ok((own_listener(options, from_systemd)?, None));
     };
-    let place = path.display();
-    let before =
-        Offer::ask(path, shutdown).with_context(|| format!("cannot take over from `{place}`"))?;
+    let shown = path.display();
+    let before = Predecessor::ask(path, shutdown)
+        .with_context(|| format!("cannot take over from `{shown}`"))?;
     let listener = match &before {
         Some(before) => {
             let theirs = before.listener.local_addr()?;
             let wanted = options.listen;
             if !is_wanted(wanted, theirs) {
                 bail!(
-                    "the process at `{place}` listens on {theirs} and --listen says {wanted}: stop \
+                    "the process at `{shown}` listens on {theirs} and --listen says {wanted}: stop \
                      it, or say the same"
                 );
             }
@@ -113,9 +113,9 @@ fn listen(
         }
         None => own_listener(options, from_systemd)?,
     };
-    let door = Door::prepare(path, &listener, before, shutdown.clone())
-        .with_context(|| format!("cannot wait at `{place}` for the next process"))?;
-    Ok((listener, Some(door)))
+    let takeover = TakeoverSocket::prepare(path, &listener, before, shutdown.clone())
+        .with_context(|| format!("cannot wait at `{shown}` for the next process"))?;
+    Ok((listener, Some(takeover)))
 }
 
 fn own_listener(options: &Serve, from_systemd: Option<TcpListener>) -> Result<TcpListener> {

@@ -1,8 +1,8 @@
 //! What the service manager is told, in the words of systemd's `sd_notify`. Where there is none,
 //! nothing happens.
 //!
-//! Nobody waits for it to listen: what it has no room for is kept, and a thread that lives for as
-//! long as there is such tries again.
+//! To tell it something never blocks. When its socket has no room for a notice, the notice is kept, and
+//! a thread tries again until it has been sent.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -101,7 +101,7 @@ fn tell(state: &[NotifyState<'_>]) {
     manager.keep(notice);
     manager.tell();
     if !manager.untold.is_empty() && !manager.trying {
-        let thread = thread::Builder::new().name("supervisor".to_owned());
+        let thread = thread::Builder::new().name("service manager".to_owned());
         manager.trying = thread.spawn(try_again).is_ok();
     }
 }
@@ -123,7 +123,7 @@ fn try_again() {
 
 impl Manager {
     fn keep(&mut self, notice: String) {
-        // Nothing is said by saying it twice.
+        // Twice the same in a row says no more than once.
         if self.untold.back() == Some(&notice) {
             return;
         }

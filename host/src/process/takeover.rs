@@ -7,7 +7,7 @@
 //!
 //! 1. it accepts, beside the old one, and says so (`TAKE`);
 //! 2. the old one asks whether it is still there (`STILL`);
-//! 3. the new one moves its own Unix socket to the place of the old one's, and says yes (`YES`);
+//! 3. the new one renames its own Unix socket to the path of the old one's, and says yes (`YES`);
 //! 4. the old one stops accepting, and closes.
 //!
 //! Nobody can know that their last word has arrived. So whoever does not know goes on accepting:
@@ -41,7 +41,7 @@ use crate::logging::Recurring;
 use crate::process::shutdown::Shutdown;
 
 /// Sent along with the listener: the version of this protocol.
-const OFFER: u8 = 3;
+const VERSION: u8 = 3;
 
 /// The new process: it accepts.
 const TAKE: u8 = 1;
@@ -61,27 +61,27 @@ const BACKLOG: i32 = 16;
 /// How long the other side is left alone when it is busy with another process.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The running process's listener, in the hands of the new one.
-pub struct Offer {
+/// The running process, as the new one sees it: it has handed its listener over, and still accepts.
+pub struct Predecessor {
     /// Shared with the running process.
     pub listener: TcpListener,
     stream: UnixStream,
 }
 
-impl Offer {
+impl Predecessor {
     /// Asks at `path`, until `shutdown` begins. `None` when no process waits there.
     ///
     /// # Errors
     /// Something is there that is no Airlock of the same user, or it does not answer.
-    pub fn ask(path: &Path, shutdown: &Shutdown) -> io::Result<Option<Offer>> {
-        Offer::ask_until(path, &shutdown.wake())
+    pub fn ask(path: &Path, shutdown: &Shutdown) -> io::Result<Option<Predecessor>> {
+        Predecessor::ask_until(path, &shutdown.wake())
     }
 
-    fn ask_until(path: &Path, stop: &impl AsFd) -> io::Result<Option<Offer>> {
+    fn ask_until(path: &Path, stop: &impl AsFd) -> io::Result<Option<Predecessor>> {
         let deadline = Instant::now() + TAKEOVER_TIME;
         loop {
-            let error = match Offer::ask_once(path, stop) {
-                Ok(offer) => return Ok(Some(offer)),
+            let error = match Predecessor::ask_once(path, stop) {
+                Ok(predecessor) => return Ok(Some(predecessor)),
                 Err(error) => error,
             };
             match error.kind() {
@@ -102,7 +102,7 @@ impl Offer {
         }
     }
 
-    fn ask_once(path: &Path, stop: &impl AsFd) -> io::Result<Offer> {
+    fn ask_once(path: &Path, stop: &impl AsFd) -> io::Result<Predecessor> {
         if !fs::symlink_metadata(path)?.file_type().is_socket() {
             return Err(io::Error::other("there is a file, and it is no socket"));
         }
@@ -117,15 +117,16 @@ impl Offer {
         if !SockRef::from(&listener).is_listener()? {
             return Err(io::Error::other("it handed over what is no listener"));
         }
-        Ok(Offer { listener, stream })
+        Ok(Predecessor { listener, stream })
     }
 }
 
-/// Where the next process comes, until it has come or this is dropped.
-pub struct Door {
-    place: PathBuf,
-    /// What its socket is called until it is in its place.
-    ours: PathBuf,
+/// A Unix socket at which this process waits for the next one, until that has come or this is dropped.
+pub struct TakeoverSocket {
+    /// Where the next process looks for it.
+    path: PathBuf,
+    /// Where it is until it is this process's turn.
+    own_path: PathBuf,
     /// Device and inode of the socket.
     identity: (u64, u64),
     stop: OwnedFd,
@@ -133,15 +134,15 @@ pub struct Door {
 }
 
 enum State {
-    Closed(Waiting),
+    NotStarted(Waiting),
     /// The thread returns whether the next process has come.
-    Open(JoinHandle<bool>),
-    /// Between the two.
-    Neither,
+    Running(JoinHandle<bool>),
+    /// The thread could not be started, or has been joined.
+    Ended,
 }
 
-impl Door {
-    /// Makes a door for `path`, where `before` waits if there is such a process. When the next
+impl TakeoverSocket {
+    /// Makes a socket for `path`, where `before` waits if there is such a process. When the next
     /// process has taken `listener` over, `shutdown` is told.
     ///
     /// # Errors
@@ -149,36 +150,36 @@ impl Door {
     pub fn prepare(
         path: &Path,
         listener: &TcpListener,
-        before: Option<Offer>,
+        before: Option<Predecessor>,
         shutdown: Shutdown,
-    ) -> io::Result<Door> {
-        let mut ours = path.as_os_str().to_owned();
-        ours.push(format!(".{}", std::process::id()));
-        if ours.len() > SOCKET_PATH_BYTES {
-            let most = SOCKET_PATH_BYTES - (ours.len() - path.as_os_str().len());
+    ) -> io::Result<TakeoverSocket> {
+        let mut own_path = path.as_os_str().to_owned();
+        own_path.push(format!(".{}", std::process::id()));
+        if own_path.len() > SOCKET_PATH_BYTES {
+            let most = SOCKET_PATH_BYTES - (own_path.len() - path.as_os_str().len());
             let message = format!("a path of a Unix socket may have {most} bytes here");
             return Err(io::Error::new(ErrorKind::InvalidFilename, message));
         }
-        let ours = PathBuf::from(ours);
+        let own_path = PathBuf::from(own_path);
         // Of a process that was killed and had the same number.
-        let _ = fs::remove_file(&ours);
+        let _ = fs::remove_file(&own_path);
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // What it will have in the file system: nobody else has any business there.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        socket.bind(&SockAddr::unix(&ours)?)?;
+        socket.bind(&SockAddr::unix(&own_path)?)?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        let file = fs::symlink_metadata(&ours)?;
+        let file = fs::symlink_metadata(&own_path)?;
         let is_first = before.is_none();
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let door = Door {
-            place: path.to_owned(),
-            ours: ours.clone(),
+        let takeover = TakeoverSocket {
+            path: path.to_owned(),
+            own_path: own_path.clone(),
             identity: (file.dev(), file.ino()),
-            state: State::Closed(Waiting {
+            state: State::NotStarted(Waiting {
                 socket: socket.into(),
-                ours,
-                place: path.to_owned(),
+                own_path,
+                path: path.to_owned(),
                 listener: listener.try_clone()?,
                 before,
                 stop: stop.try_clone()?,
@@ -188,9 +189,9 @@ impl Door {
             stop,
         };
         if is_first {
-            fs::rename(&door.ours, &door.place)?;
+            fs::rename(&takeover.own_path, &takeover.path)?;
         }
-        Ok(door)
+        Ok(takeover)
     }
 
     /// Takes the listener over from the process before this one, and lets the next one in. To be
@@ -198,12 +199,12 @@ impl Door {
     ///
     /// # Errors
     /// There is no room for a thread. The process before goes on.
-    pub fn open(mut self) -> io::Result<Door> {
-        if let State::Closed(waiting) = std::mem::replace(&mut self.state, State::Neither) {
+    pub fn start(mut self) -> io::Result<TakeoverSocket> {
+        if let State::NotStarted(waiting) = std::mem::replace(&mut self.state, State::Ended) {
             let thread = thread::Builder::new()
                 .name("takeover".to_owned())
                 .spawn(move || waiting.run())?;
-            self.state = State::Open(thread);
+            self.state = State::Running(thread);
         }
         Ok(self)
     }
@@ -217,28 +218,28 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for TakeoverSocket {
     fn drop(&mut self) {
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
-        let has_come = match std::mem::replace(&mut self.state, State::Neither) {
+        let has_come = match std::mem::replace(&mut self.state, State::Ended) {
             // It cannot panic, and nothing could be done about it here.
-            State::Open(thread) => thread.join().unwrap_or(false),
-            State::Closed(_) | State::Neither => false,
+            State::Running(thread) => thread.join().unwrap_or(false),
+            State::NotStarted(_) | State::Ended => false,
         };
-        self.remove_if_own(&self.ours);
-        // The next process moves its own there, maybe just now: it is not ours to remove.
+        self.remove_if_own(&self.own_path);
+        // The next process renames its own to it, maybe just now: it is not ours to remove.
         if !has_come {
-            self.remove_if_own(&self.place);
+            self.remove_if_own(&self.path);
         }
     }
 }
 
 struct Waiting {
     socket: UnixListener,
-    ours: PathBuf,
-    place: PathBuf,
+    own_path: PathBuf,
+    path: PathBuf,
     listener: TcpListener,
-    before: Option<Offer>,
+    before: Option<Predecessor>,
     stop: OwnedFd,
     shutdown: Shutdown,
     failed: Recurring,
@@ -280,7 +281,7 @@ impl Waiting {
     ///
     /// # Errors
     /// This process ends.
-    fn take_over(&mut self, mut before: Offer) -> io::Result<()> {
+    fn take_over(&mut self, mut before: Predecessor) -> io::Result<()> {
         loop {
             if self.replace(&before.stream)? {
                 tracing::info!("took the listener over");
@@ -289,8 +290,8 @@ impl Waiting {
             // It has died. Or it has not waited, since this process was stopped for a while.
             pause(&self.stop, PAUSE)?;
             before = loop {
-                match Offer::ask_until(&self.place, &self.stop) {
-                    Ok(Some(offer)) if same_socket(&offer.listener, &self.listener) => break offer,
+                match Predecessor::ask_until(&self.path, &self.stop) {
+                    Ok(Some(found)) if same_socket(&found.listener, &self.listener) => break found,
                     Ok(Some(_)) => {
                         self.say("another process waits there, with another listener");
                     }
@@ -315,7 +316,7 @@ impl Waiting {
         }
     }
 
-    /// The new one's part. Returns whether this process has the place of the other one, which has
+    /// The new one's part. Returns whether this process waits where the other one did, which has
     /// ended or stopped accepting; otherwise the other one has not waited, or has ended.
     ///
     /// # Errors
@@ -358,9 +359,9 @@ impl Waiting {
     /// Puts our socket where the next process looks for it, by a rename, so that there is one at any
     /// time.
     fn move_in(&self) {
-        if let Err(error) = fs::rename(&self.ours, &self.place) {
-            let place = self.place.display();
-            tracing::error!("no process can take over from this one at `{place}`: {error}");
+        if let Err(error) = fs::rename(&self.own_path, &self.path) {
+            let path = self.path.display();
+            tracing::error!("no process can take over from this one at `{path}`: {error}");
         }
     }
 
@@ -491,7 +492,7 @@ fn send(stream: &UnixStream, listener: &TcpListener) -> io::Result<()> {
     let descriptors = [listener.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
     let flags = SendFlags::NOSIGNAL;
-    sendmsg(stream, &[IoSlice::new(&[OFFER])], &mut control, flags)?;
+    sendmsg(stream, &[IoSlice::new(&[VERSION])], &mut control, flags)?;
     Ok(())
 }
 
@@ -511,7 +512,7 @@ fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
         _ => None,
     });
     match descriptors.by_ref().flatten().next() {
-        Some(descriptor) if byte == [OFFER] => Ok(descriptor),
+        Some(descriptor) if byte == [VERSION] => Ok(descriptor),
         _ => Err(io::Error::other(
             "it is no Airlock, or another version of it",
         )),

@@ -60,9 +60,9 @@ pub struct Compiler {
 
 impl Compiler {
     /// Whose children run `program`, which is an `airlock`. What they have compiled is kept in
-    /// Wasmtime's cache, in the user's cache directory; where there is none, or with `anew`, nothing
-    /// is kept.
-    pub fn new(program: impl Into<PathBuf>, anew: bool) -> Compiler {
+    /// Wasmtime's cache, in the user's cache directory; where there is none, or when `uncached`,
+    /// nothing is kept.
+    pub fn new(program: impl Into<PathBuf>, uncached: bool) -> Compiler {
         let cache = || {
             Cache::new(CacheConfig::new())
                 .inspect_err(|error| tracing::debug!("no cache of compiled guests: {error:#}"))
@@ -70,13 +70,13 @@ impl Compiler {
         };
         Compiler {
             program: program.into(),
-            cache: if anew { None } else { cache() },
+            cache: if uncached { None } else { cache() },
         }
     }
 
     /// Whose children run the program that this is, also when its file has been replaced since.
-    pub fn this_program(anew: bool) -> Compiler {
-        Compiler::new("/proc/self/exe", anew)
+    pub fn this_program(uncached: bool) -> Compiler {
+        Compiler::new("/proc/self/exe", uncached)
     }
 
     /// A component that is ready to be linked, compiled now or earlier; what an instance takes; and
@@ -89,7 +89,7 @@ impl Compiler {
         component: &[u8],
         wanted: &dyn Fn() -> bool,
     ) -> Result<Loaded, RejectedGuest> {
-        let anew = || {
+        let compile = || {
             let task = |input: &[u8], memory_bytes, load| {
                 Compilation::run(&self.program, limits, input, memory_bytes, load, wanted)
             };
@@ -110,11 +110,11 @@ impl Compiler {
             engine: &machine(false).engine,
             component,
             machine,
-            anew: &anew,
+            compile: &compile,
         };
         ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
             &key,
-            |key| (key.anew)(),
+            |key| (key.compile)(),
             |_, loaded| loaded.to_be_kept(),
             |key, bytes| {
                 let compiled = Compiled::read(bytes)?;
@@ -157,7 +157,7 @@ struct Key<'a> {
     engine: &'a Engine,
     component: &'a [u8],
     machine: &'a dyn Fn(bool) -> Arc<Machine>,
-    anew: &'a dyn Fn() -> Result<Loaded, RejectedGuest>,
+    compile: &'a dyn Fn() -> Result<Loaded, RejectedGuest>,
 }
 
 impl Hash for Key<'_> {

@@ -141,7 +141,7 @@ impl Size {
 /// such a component, so it is enough to see that nothing is.
 #[derive(Default)]
 struct Path {
-    /// The components around the place, each by its number.
+    /// The components that it is in, each by its number.
     components: Vec<usize>,
     count: usize,
     modules_used: HashSet<(usize, u32)>,

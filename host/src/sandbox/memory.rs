@@ -6,7 +6,7 @@ use crate::budget::Claim;
 use crate::limits;
 use crate::limits::guest::Guest;
 
-/// A place in a table is a pointer.
+/// An element of a table is a pointer.
 const ELEMENT_BYTES: u64 = 8;
 
 /// The memory of one instance, its tables, and what Wasmtime keeps for it. It remembers that the

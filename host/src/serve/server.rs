@@ -13,34 +13,34 @@ use crate::logging::Recurring;
 use crate::process::connections::{Caps, Connections};
 use crate::process::service_manager;
 use crate::process::shutdown::Shutdown;
-use crate::process::takeover::Door;
+use crate::process::takeover::TakeoverSocket;
 use crate::serve::connection::{self, Job};
 use crate::serve::service::Service;
 use crate::serve::threads::Threads;
 use crate::talk::client::Client;
 use crate::talk::framing::{Reader, Writer};
 
-/// How a server ended after a drain.
+/// How a drain ended, and the server with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum Drained {
     /// Every connection was closed in order.
     InTime,
     /// This many were still open after the drain's time, and were cut.
     Cut(usize),
 }
 
-/// Serves on `listener` until `shutdown` begins, then drains. The process before this one goes, and
-/// the next one comes, through `door`.
+/// Serves on `listener` until `shutdown` begins, then drains. Through `takeover` the listener comes from
+/// the process before this one, and goes to the next.
 ///
 /// # Errors
 /// The listener is broken. No fault of a client, of the guest or of the network ends the server,
 /// and neither does a lack of descriptors.
 pub fn run(
     listener: TcpListener,
-    door: Option<Door>,
+    takeover: Option<TakeoverSocket>,
     service: Service,
     shutdown: &Shutdown,
-) -> io::Result<Ended> {
+) -> io::Result<Drained> {
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let version = service.versions.current();
@@ -67,7 +67,7 @@ pub fn run(
         refused: Recurring::new(),
         starved: Recurring::new(),
     };
-    let door = door.map(Door::open).transpose()?;
+    let takeover = takeover.map(TakeoverSocket::start).transpose()?;
     service_manager::ready();
     while shutdown.is_accepting() {
         let time = server.be_alive();
@@ -75,7 +75,7 @@ pub fn run(
         server.accept_all(&listener)?;
     }
     // It has the listener too.
-    drop(door);
+    drop(takeover);
     drop(listener);
     Ok(server.end())
 }
@@ -216,7 +216,7 @@ impl Server<'_> {
         let _ = turn_away(stream, &refusal);
     }
 
-    fn end(mut self) -> Ended {
+    fn end(mut self) -> Drained {
         let time = self.service.runtime.limits.process.drain_time;
         if !self.shutdown.is_draining() {
             // Another process accepts, so there is no hurry: short conversations end by themselves.
@@ -235,11 +235,11 @@ impl Server<'_> {
         match self.shutdown.connections().cut() {
             0 => {
                 tracing::info!(served = self.accepted, "stopped");
-                Ended::InTime
+                Drained::InTime
             }
             left => {
                 tracing::error!(connections = left, "cut: they did not end in time");
-                Ended::Cut(left)
+                Drained::Cut(left)
             }
         }
     }

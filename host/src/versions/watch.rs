@@ -144,28 +144,28 @@ fn drain(events: &OwnedFd) {
 fn folders(path: &Path) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
     let mut links = 0;
-    let mut place = PathBuf::new();
+    let mut folder = PathBuf::new();
     let mut ahead: VecDeque<OsString> = parts(&std::path::absolute(path).unwrap_or_default());
     while let Some(part) = ahead.pop_front() {
         if part == ".." {
-            place.pop();
+            folder.pop();
             continue;
         }
-        let next = place.join(&part);
+        let next = folder.join(&part);
         let link = fs::read_link(&next).ok();
         if link.is_some() || ahead.is_empty() {
-            folders.insert(place.clone());
+            folders.insert(folder.clone());
         }
         match link {
             Some(_) if links == MOST_LINKS => break,
             Some(target) => {
                 links += 1;
-                // An absolute target replaces the place, a relative one goes on from it.
+                // An absolute target replaces the folder, a relative one goes on from it.
                 for part in parts(&target).into_iter().rev() {
                     ahead.push_front(part);
                 }
             }
-            None => place = next,
+            None => folder = next,
         }
     }
     folders
