@@ -16,6 +16,7 @@ mod client;
 mod commands;
 mod conversation;
 mod guests;
+mod house;
 mod lifecycle;
 mod limits;
 mod log;
