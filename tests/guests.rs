@@ -53,7 +53,7 @@ fn a_guest_may_say_nothing_and_may_close_with_a_word() {
     assert_eq!(client.rest(), "2\ngoodbye\n");
 }
 
-/// The README's promise: edit the guest, build it by hand, and the same server behaves differently.
+/// The promise of docs/guests.md: edit the guest, build it by hand, and the same server behaves differently.
 #[test]
 fn a_changed_guest_changes_behaviour_with_the_same_host() {
     let folder = tempfile::tempdir().unwrap();

@@ -191,10 +191,8 @@ fn the_help_names_every_option_with_its_variable_and_its_default() {
         assert!(options.remove(own).is_some(), "{own}");
     }
 
-    // The README has the same, in two tables: `| `--name VALUE` | default | … |`.
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let (_, reference) = readme.split_once("\n## Options\n").unwrap();
-    let (reference, _) = reference.split_once("\n## Deploy it\n").unwrap();
+    // The reference has the same, in two tables: `| `--name VALUE` | default | … |`.
+    let reference = fs::read_to_string(root().join("docs/reference.md")).unwrap();
     let mut known = Vec::new();
     for row in reference.lines().filter(|line| line.starts_with("| `-")) {
         let mut cells = row.split('|').skip(1).map(str::trim);

@@ -451,7 +451,7 @@ pub(crate) fn guest(name: &str) -> PathBuf {
     BUILT.join(name).with_extension("wasm")
 }
 
-/// Builds packages for WebAssembly as the README does by hand, and returns where they are.
+/// Builds packages for WebAssembly as docs/guests.md does by hand, and returns where they are.
 pub(crate) fn build_guests(workspace: &Path, packages: &[&str]) -> PathBuf {
     const TARGET: &str = "wasm32-wasip2";
     let target_dir = root().join("target/guests");

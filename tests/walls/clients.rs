@@ -285,8 +285,8 @@ fn a_connection_takes_no_more_mappings_than_are_reckoned() {
     assert!(mappings <= reckoned + 20, "{mappings} and {reckoned}");
 }
 
-/// The figure in the README; `cargo test -p host --release --test walls -- --ignored ten_thousand
-/// --nocapture` makes it.
+/// The figure in docs/performance.md; `cargo test -p host --release --test walls -- --ignored
+/// ten_thousand --nocapture` makes it.
 #[test]
 #[ignore = "needs 10 000 descriptors, and most of the machine"]
 fn ten_thousand_connections_are_held_and_served() {

@@ -1,9 +1,9 @@
 //! Cuts bytes into messages, and joins replies into bytes.
 //!
-//! The rules are those of the wire contract (README, "On the wire"). Everything is bounded before
-//! it is stored: a line that is too long is refused when its first byte too many arrives, and the
-//! rest of it is dropped as it comes in. Nothing here knows sockets, clocks or guests: how long to
-//! wait for more bytes is the caller's business, and [`Reader::waiting`] says what for.
+//! The rules are those of docs/wire.md. Everything is bounded before it is stored: a line that is
+//! too long is refused when its first byte too many arrives, and the rest of it is dropped as it
+//! comes in. Nothing here knows sockets, clocks or guests: how long to wait for more bytes is the
+//! caller's business, and [`Reader::waiting`] says what for.
 
 use clap::ValueEnum;
 
