@@ -43,7 +43,7 @@ const RUN_BY_CI: [&str; 8] = [
 ];
 
 /// Commands that nobody runs as they stand, and why.
-const NOT_RUN: [(&str, &str); 4] = [
+const NOT_RUN: [(&str, &str); 3] = [
     (".ci/run", "it runs this test"),
     (
         "cargo +nightly fuzz run --fuzz-dir tests/fuzz framing",
@@ -53,13 +53,9 @@ const NOT_RUN: [(&str, &str); 4] = [
         "AIRLOCK_BLESS=1 cargo test -p host --test airlock -- the_limits_are",
         "it changes a file that another test of this program reads",
     ),
-    (
-        "AIRLOCK_SOAK_SECONDS=600 cargo test -p host --test soak -- --ignored siege",
-        "it takes ten minutes; .ci/run takes 5 s",
-    ),
 ];
 
-/// Pages whose commands are typed in: all but those that only tell.
+/// All pages of the repository, in the order in which they are followed.
 fn pages() -> Vec<String> {
     let folder = fs::read_dir(root().join("docs")).unwrap();
     let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
