@@ -549,7 +549,7 @@ mod tests {
     fn sandbox(component: &[u8]) -> Sandbox {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
-        let runtime = Runtime::new(Vec::new(), LIMITS.clone(), compiler).expect("a runtime");
+        let runtime = Runtime::new(Vec::new(), *LIMITS, compiler).expect("a runtime");
         let machine = runtime.machine(false);
         let component = Component::from_binary(&machine.engine, component).expect("a component");
         Sandbox::link(&runtime, machine, &component, 0).expect("a guest")
