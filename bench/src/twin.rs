@@ -10,7 +10,7 @@ use airlock::limits::wire::Wire;
 use airlock::serve::blocking;
 use airlock::serve::listener;
 use airlock::serve::socket::Socket;
-use airlock::talk::conversation::Conversation;
+use airlock::talk::conversation::{Conversation, Event, Turn};
 use airlock::talk::framing::Framing;
 use airlock::talk::handler::{Handler, Outcome};
 use clap::ValueEnum;
@@ -45,7 +45,9 @@ pub fn serve(twin: Twin, mut output: impl Write) -> io::Result<()> {
         // Clients that leave in the middle are no concern of a benchmark; one without a thread
         // notices.
         let _ = thread::Builder::new().spawn(move || match twin {
-            Twin::Plain => greet(&stream),
+            Twin::Plain => {
+                let _ = greet(&stream);
+            }
             Twin::Shim => converse(&stream),
         });
     }
@@ -93,13 +95,22 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-fn converse(stream: &TcpStream) -> io::Result<()> {
+fn converse(stream: &TcpStream) {
     let mut socket = Socket::new(stream);
     let mut conversation = Conversation::new(Framing::Auto, Wire::DEFAULT);
-    // However it ends.
-    let _ = blocking::converse(&mut conversation, &mut socket, &|| false, || Ok(Greeter));
-    blocking::say_goodbye(&mut conversation, &mut socket);
-    Ok(())
+    let mut turn = conversation.start(|| Ok(Greeter));
+    while let Turn::Wait(wait) = turn {
+        turn = match blocking::perform(wait, &mut conversation, &mut socket, &|| false) {
+            Some(event) => conversation.turn(event),
+            None => conversation.resume(),
+        };
+    }
+    // However it has ended.
+    let mut event = Event::Sent(0);
+    while let Some(wait) = conversation.goodbye(event) {
+        let next = blocking::perform(wait, &mut conversation, &mut socket, &|| false);
+        event = next.unwrap_or(Event::Sent(0));
+    }
 }
 
 struct Greeter;

@@ -40,8 +40,10 @@ impl Connection {
     /// Has its thread look whether it has to end: the read after this gives up, and so does the one
     /// that has begun.
     fn wake(&self) {
-        let _ = self.stream.set_read_timeout(Some(Duration::from_millis(1)));
-        self.reader.interrupt();
+        if self.reader.has_begun() {
+            let _ = self.stream.set_read_timeout(Some(Duration::from_millis(1)));
+            self.reader.interrupt();
+        }
     }
 }
 
@@ -177,7 +179,7 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 impl Permit {
-    pub(crate) fn stream(&self) -> &TcpStream {
+    pub(crate) fn stream(&self) -> &Arc<TcpStream> {
         &self.connection.stream
     }
 

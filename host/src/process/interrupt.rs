@@ -36,6 +36,11 @@ impl Reader {
             .store(thread.as_raw_nonzero().get(), Ordering::SeqCst);
     }
 
+    /// Whether there is such a thread.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.load(Ordering::SeqCst) != 0
+    }
+
     /// Ends a read that it is blocked in. One that it is about to begin is not ended.
     #[expect(unsafe_code, reason = "there is no safe interface to tgkill")]
     pub(crate) fn interrupt(&self) {

@@ -1,47 +1,40 @@
-//! Drives a conversation by a thread that has nothing else to do and blocks on its socket.
+//! Serves a connection by a thread that has nothing else to do and blocks on its socket.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
+use std::sync::Arc;
 
+use crate::serve::connection::{Admitted, Close, Connection};
+use crate::serve::service::Service;
 use crate::serve::socket::Socket;
-use crate::talk::conversation::{Conversation, End, Event, Turn, Wait};
+use crate::talk::conversation::{Conversation, Event, Wait};
 use crate::talk::handler::Handler;
 
-/// Converses to the end with a guest that `start` makes. `is_draining` tells whether the server, or
-/// this connection's version of the guest, has begun to end; when that begins, a read that waits is
-/// interrupted.
-pub fn converse<H: Handler>(
-    conversation: &mut Conversation<H>,
-    socket: &mut Socket<'_>,
-    is_draining: &impl Fn() -> bool,
-    start: impl FnOnce() -> Result<H, H::Error>,
-) -> End<H::Error> {
-    let mut turn = conversation.start(start);
-    loop {
-        turn = match turn {
-            Turn::Ended(end) => return end,
-            Turn::Wait(wait) => match perform(wait, conversation, socket, is_draining) {
-                Some(event) => conversation.turn(event),
-                None => conversation.resume(),
-            },
+/// Serves one client to the end.
+pub(crate) fn serve(admitted: Admitted, service: &Service) {
+    admitted.permit.begin();
+    let stream = Arc::clone(admitted.permit.stream());
+    let mut socket = Socket::new(&stream);
+    let (mut connection, mut wait) = Connection::start(admitted, service);
+    while let Some(next) = wait {
+        let Connection {
+            conversation, held, ..
+        } = &mut connection;
+        wait = match perform(next, conversation, &mut socket, &|| held.is_draining()) {
+            Some(event) => connection.turn(event),
+            None => connection.resume(),
         };
     }
-}
-
-/// Has the client hear what is still to be said. Returns whether it may still be listening.
-pub fn say_goodbye<H: Handler>(
-    conversation: &mut Conversation<H>,
-    socket: &mut Socket<'_>,
-) -> bool {
-    let mut event = Event::Sent(0);
-    while let Some(wait) = conversation.goodbye(event) {
-        let next = perform(wait, conversation, socket, &|| false);
-        event = next.unwrap_or(Event::Sent(0));
+    match connection.close(|| socket.has_unread()) {
+        Close::Now => {}
+        Close::Reset => socket.reset(),
+        Close::Linger => socket.linger(service.runtime.limits.wire.write_time),
     }
-    conversation.is_heard()
 }
 
-/// Does what is waited for, and says what came of it; nothing, if that was interrupted.
-fn perform<H: Handler>(
+/// Does what is waited for, and says what came of it; nothing, if that was interrupted. `is_draining`
+/// tells whether the server, or this connection's version of the guest, has begun to end; when that
+/// begins, a read that waits is interrupted.
+pub fn perform<H: Handler>(
     wait: Wait,
     conversation: &mut Conversation<H>,
     socket: &mut Socket<'_>,
@@ -89,8 +82,7 @@ fn perform<H: Handler>(
 }
 
 fn stalled(socket: &Socket<'_>) -> Event {
-    let unacknowledged: io::Result<u64> = socket.unacknowledged_bytes();
-    match unacknowledged {
+    match socket.unacknowledged_bytes() {
         Ok(unacknowledged_bytes) => Event::Stalled {
             unacknowledged_bytes,
         },

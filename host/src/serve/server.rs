@@ -1,7 +1,7 @@
 //! The listener: accepts, takes a permit for each connection and hands it to a thread.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::limits;
-use crate::logging::Recurring;
-use crate::process::connections::{Caps, Connections};
+use crate::process::connections::Connections;
 use crate::process::service_manager;
 use crate::process::shutdown::Shutdown;
 use crate::process::takeover::TakeoverSocket;
-use crate::serve::connection::{self, Job};
+use crate::serve::admission::{Accepted, Admission};
+use crate::serve::blocking;
+use crate::serve::connection::Admitted;
 use crate::serve::service::Service;
 use crate::serve::threads::Threads;
-use crate::talk::client::Client;
-use crate::talk::framing::{Reader, Writer};
 
 /// How a drain ended, and the server with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,25 +46,23 @@ pub fn run(
     tracing::info!(%address, version = version.number, sha256 = %version.digest, "waiting for connections");
     version.log_room();
     drop(version);
-    let connections = service.runtime.limits.process.connections;
     let service = Arc::new(service);
+    let connections = Arc::clone(shutdown.connections());
+    let admission = Admission::new(address, Arc::clone(&service), connections);
     let mut server = Server {
-        address,
         shutdown,
         threads: Threads::new(
-            connections,
+            service.runtime.limits.process.connections,
             limits::process::THREAD_STACK_BYTES,
             limits::process::THREAD_IDLE_TIME,
             {
                 let service = Arc::clone(&service);
-                move |job: Job| connection::serve(job, &service)
+                move |admitted: Admitted| blocking::serve(admitted, &service)
             },
         ),
+        admission,
         service,
         told: Instant::now(),
-        accepted: 0,
-        refused: Recurring::new(),
-        starved: Recurring::new(),
     };
     let takeover = takeover.map(TakeoverSocket::start).transpose()?;
     service_manager::ready();
@@ -81,16 +78,12 @@ pub fn run(
 }
 
 struct Server<'a> {
-    address: SocketAddr,
     service: Arc<Service>,
     shutdown: &'a Shutdown,
-    threads: Threads<Job>,
+    admission: Admission,
+    threads: Threads<Admitted>,
     /// When the service manager last heard that this server is alive.
     told: Instant,
-    /// How many connections there have been: the id of the last one.
-    accepted: u64,
-    refused: Recurring,
-    starved: Recurring,
 }
 
 impl Server<'_> {
@@ -129,91 +122,20 @@ impl Server<'_> {
     fn accept_all(&mut self, listener: &TcpListener) -> io::Result<()> {
         while self.shutdown.is_accepting() {
             self.be_alive();
-            match listener.accept() {
-                Ok((stream, peer)) => self.admit(stream, peer),
-                Err(error) => match Errno::from_io_error(&error) {
-                    Some(Errno::AGAIN) => break,
-                    Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => {
-                        return Err(error);
+            match self.admission.accept(listener, self.threads.live())? {
+                Accepted::Client(admitted) => {
+                    let stream = Arc::clone(admitted.permit.stream());
+                    if let Err(error) = self.threads.run(admitted) {
+                        self.admission
+                            .refuse(&stream, &format!("no thread: {error}"));
                     }
-                    Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                        if let Some(times) = self.starved.again() {
-                            tracing::error!(times, "cannot accept for want of resources: {error}");
-                        }
-                        // The connection stays in the kernel's queue, so asking again at once
-                        // would spin.
-                        self.wait(None, Some(limits::process::ACCEPT_PAUSE))?;
-                    }
-                    // The client has gone again, or its network has: the next one may be fine.
-                    _ => tracing::debug!("a connection failed before it was accepted: {error}"),
-                },
+                }
+                Accepted::Refused => {}
+                Accepted::Nobody => break,
+                Accepted::Starved => self.wait(None, Some(limits::process::ACCEPT_PAUSE))?,
             }
         }
         Ok(())
-    }
-
-    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let stream = Arc::new(stream);
-        let id = self.accepted + 1;
-        let runtime = &self.service.runtime;
-        let caps = Caps {
-            total: runtime.limits.process.connections,
-            per_ip: runtime.limits.process.connections_per_ip,
-        };
-        let assignment = self.service.versions.assign();
-        let version = assignment.version.number;
-        let connections = self.shutdown.connections();
-        let admitted = connections.admit(id, &stream, peer.ip(), version, caps);
-        let permit = match admitted {
-            Ok(permit) => permit,
-            Err(full) => return self.refuse(&stream, &full.to_string()),
-        };
-        let room = &runtime.room;
-        let (reservation, memory) = match room.take(assignment.version.need, self.threads.live()) {
-            Ok(taken) => taken,
-            Err(none) => {
-                // A new version that needs more than there is has failed whom it was given.
-                assignment.begin();
-                assignment.fail();
-                return self.refuse(&stream, &none.to_string());
-            }
-        };
-        self.accepted = id;
-        assignment.begin();
-        let client = Client {
-            id,
-            peer: canonical(peer),
-            local: canonical(self.local_address(&stream)),
-        };
-        if let Err(error) = self.threads.run(Job {
-            permit,
-            assignment,
-            reservation,
-            memory,
-            client,
-        }) {
-            self.refuse(&stream, &format!("no thread: {error}"));
-        }
-    }
-
-    /// The address the client reached; of a listener on all interfaces each socket knows its own.
-    fn local_address(&self, stream: &TcpStream) -> SocketAddr {
-        if self.address.ip().is_unspecified() {
-            stream.local_addr().unwrap_or(self.address)
-        } else {
-            self.address
-        }
-    }
-
-    /// Turns a client away, without a thread, a sandbox, or a wait.
-    fn refuse(&mut self, stream: &TcpStream, why: &str) {
-        if let Some(times) = self.refused.again() {
-            tracing::warn!(times, "refusing connections: {why}");
-        }
-        let mut refusal = Writer::default();
-        let ending = Reader::new(self.service.framing, 0).ending();
-        refusal.push("error: too many connections", ending);
-        let _ = turn_away(stream, &refusal);
     }
 
     fn end(mut self) -> Drained {
@@ -234,7 +156,7 @@ impl Server<'_> {
         self.wait_until(time, Connections::wait_until_closed);
         match self.shutdown.connections().cut() {
             0 => {
-                tracing::info!(served = self.accepted, "stopped");
+                tracing::info!(served = self.admission.count(), "stopped");
                 Drained::InTime
             }
             left => {
@@ -256,20 +178,4 @@ impl Server<'_> {
             }
         }
     }
-}
-
-/// Writes into the empty buffer of a new socket, which never blocks, and takes what the client has
-/// already sent: unread bytes would turn the close into a reset, and the reset could overtake the
-/// refusal.
-fn turn_away(mut stream: &TcpStream, refusal: &Writer) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    stream.write_all(refusal.output())?;
-    stream.shutdown(Direction::Write)?;
-    let _taken = stream.read(&mut [0; 4096])?;
-    Ok(())
-}
-
-/// An IPv4 client of an IPv6 socket is shown as what it is: `203.0.113.7`, not `::ffff:203.0.113.7`.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
