@@ -164,7 +164,7 @@ impl<'ast> Visit<'ast> for Uses<'_> {
         if module.attrs.iter().any(is_for_tests) {
             return;
         }
-        if module.content.is_none() && module.ident != "bench" {
+        if module.content.is_none() {
             self.modules.push(module.ident.to_string());
         }
         visit::visit_item_mod(self, module);

@@ -16,6 +16,7 @@ mod client;
 mod commands;
 mod conversation;
 mod docs;
+mod features;
 mod guests;
 mod house;
 mod lifecycle;
