@@ -5,7 +5,8 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
@@ -62,7 +63,7 @@ fn ensure_target() {
     if has_target() {
         return;
     }
-    println!("cargo::warning=adding the Rust target {TARGET} with rustup");
+    say(&format!("adding the Rust target {TARGET} with rustup"));
     let added = Command::new("rustup")
         .args(["target", "add", TARGET])
         .status()
@@ -72,6 +73,14 @@ fn ensure_target() {
             "the guest needs the Rust target {TARGET}, and it could not be added; run: \
              rustup target add {TARGET}"
         ));
+    }
+}
+
+/// Says it to whoever sits at the terminal. As a warning, cargo would say it again at every later run.
+fn say(message: &str) {
+    if let Ok(mut terminal) = File::options().write(true).open("/dev/tty") {
+        // Over cargo's line of progress, which it draws again.
+        let _ = write!(terminal, "\r\x1b[K{message}\r\n");
     }
 }
 

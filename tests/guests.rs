@@ -61,6 +61,7 @@ fn a_changed_guest_changes_behaviour_with_the_same_host() {
     for part in [
         "Cargo.toml",
         "Cargo.lock",
+        "bench",
         "guest",
         "host",
         "wit",
