@@ -9,6 +9,9 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use procfs_core::FromRead;
+use procfs_core::process::Stat;
+use rustix::param::clock_ticks_per_second;
 use tempfile::TempDir;
 
 /// Far longer than anything takes, so that only what hangs fails.
@@ -123,22 +126,21 @@ impl Server {
             let mut threads = fs::read_dir(&threads).unwrap();
             threads.all(|thread| {
                 // One that has just ended has stopped too.
-                let stat = fs::read_to_string(thread.unwrap().path().join("stat"));
-                stat.map_or(true, |stat| stat.contains(") T "))
+                let stat = Stat::from_file(thread.unwrap().path().join("stat"));
+                stat.map_or(true, |stat| stat.state == 'T')
             })
         });
     }
 
+    /// What it has taken of the processors so far.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = Stat::from_file(format!("/proc/{}/stat", self.id())).unwrap();
+        Duration::from_secs(stat.utime + stat.stime) / clock_ticks_per_second() as u32
+    }
+
     /// Has all of these bytes wait for a connection before the server reads any of them.
     pub(crate) fn send_at_once(&self, client: &mut Client, bytes: impl AsRef<[u8]>) {
-        self.signal("STOP");
-        let tasks = || fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
-        eventually("every thread has stopped", || {
-            tasks().all(|task| {
-                let stat = fs::read_to_string(task.unwrap().path().join("stat"));
-                stat.is_ok_and(|stat| stat.contains(") T "))
-            })
-        });
+        self.pause();
         client.send(bytes);
         self.signal("CONT");
     }

@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use procfs_core::FromRead;
+use procfs_core::process::Status;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
 
@@ -124,9 +126,9 @@ fn a_server_ends_in_the_middle_of_a_compilation_and_its_compiler_with_it() {
         changing.server.signal(signal);
         changing.server.ended();
         eventually("the compiler has ended", || {
-            let status = fs::read_to_string(format!("/proc/{compiler}/status"));
+            let status = Status::from_file(format!("/proc/{compiler}/status"));
             // Whoever adopted it may not have waited for it yet.
-            status.map_or(true, |status| status.contains("State:\tZ"))
+            status.map_or(true, |status| status.state.starts_with('Z'))
         });
     }
 }
@@ -152,8 +154,8 @@ fn a_compiler_has_its_three_streams_and_nothing_else() {
     put(&guest, &endless());
     let process = PathBuf::from(format!("/proc/{}", server.compiler()));
     let confined = || {
-        let status = fs::read_to_string(process.join("status")).unwrap();
-        status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1")
+        let status = Status::from_file(process.join("status")).unwrap();
+        status.seccomp == Some(2) && status.nonewprivs == Some(1)
     };
     eventually("it is confined", confined);
     let mut descriptors: Vec<_> = fs::read_dir(process.join("fd"))

@@ -2,37 +2,23 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::time::Duration;
+
+use procfs_core::FromRead;
+use procfs_core::process::Status;
 
 use crate::support::{Server, eventually};
 
 impl Server {
-    /// A line of /proc/PID/status, as a number.
-    fn status(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.unwrap().split_whitespace().next().unwrap();
-        number.parse().unwrap()
+    fn status(&self) -> Status {
+        Status::from_file(format!("/proc/{}/status", self.id())).unwrap()
     }
 
     pub(crate) fn resident_kib(&self) -> u64 {
-        self.status("VmRSS")
+        self.status().vmrss.unwrap()
     }
 
     pub(crate) fn address_kib(&self) -> u64 {
-        self.status("VmSize")
-    }
-
-    /// What it has taken of the processors so far.
-    pub(crate) fn processor_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
-        // Fields 14 and 15, of which the second has a name in brackets: user and system time, in
-        // ticks of 10 ms.
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split(' ').collect();
-        let ticks = |field: usize| fields[field].parse::<u64>().unwrap();
-        Duration::from_millis(10 * (ticks(12) + ticks(13)))
+        self.status().vmsize.unwrap()
     }
 
     pub(crate) fn mappings(&self) -> u64 {
@@ -42,11 +28,11 @@ impl Server {
 
     /// Without what is shared: files, and the images of guests' memories.
     pub(crate) fn own_kib(&self) -> u64 {
-        self.status("RssAnon")
+        self.status().rssanon.unwrap()
     }
 
     pub(crate) fn threads(&self) -> u64 {
-        self.status("Threads")
+        self.status().threads
     }
 
     pub(crate) fn descriptors(&self) -> usize {
@@ -62,10 +48,9 @@ impl Server {
             let processes = fs::read_dir("/proc").unwrap();
             let numbers =
                 processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-            let parent = format!("PPid:\t{}\n", self.id());
             let mut children = numbers.filter(|number: &u32| {
-                let status = fs::read_to_string(format!("/proc/{number}/status"));
-                status.is_ok_and(|status| status.contains(&parent))
+                let status = Status::from_file(format!("/proc/{number}/status"));
+                status.is_ok_and(|status| status.ppid.cast_unsigned() == self.id())
             });
             children.next().is_some_and(|number| {
                 found.set(number);
