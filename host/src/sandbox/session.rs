@@ -271,7 +271,7 @@ fn call_failed(error: &wasmtime::Error, store: &Store<State>, limits: &Guest) ->
     if let Cause::Trap(text) = &mut failed.cause
         && failed.last_words.is_empty()
     {
-        text.push_str(&place(error));
+        text.push_str(&called_in(error));
     }
     failed
 }
@@ -315,7 +315,7 @@ fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Guest) -> Cause
 
 /// In which functions it was, if they have names, the last called first; for a guest that has not said
 /// itself what is wrong.
-fn place(error: &wasmtime::Error) -> String {
+fn called_in(error: &wasmtime::Error) -> String {
     const FRAMES: usize = 3;
     let frames = error.downcast_ref::<WasmBacktrace>();
     let frames = frames.map_or(&[][..], WasmBacktrace::frames);
