@@ -310,6 +310,30 @@ fn anchor(heading: &str) -> String {
         .collect()
 }
 
+/// Each by its name, or with all of a small folder (`compiler/`, `limits/`).
+#[test]
+fn every_file_of_the_host_has_a_line_in_architecture() {
+    let page = read("ARCHITECTURE.md");
+    let rows: String = page.lines().filter(|line| line.starts_with('|')).collect();
+    let mut folders = vec![(root().join("host/src"), String::new())];
+    while let Some((folder, name)) = folders.pop() {
+        let is_told_file_by_file = rows.contains(&format!("**`{name}/`**")) || name.is_empty();
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let file = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                folders.push((path, file));
+                continue;
+            }
+            let is_root = file == "lib.rs" || path.with_extension("").is_dir();
+            let is_told = rows.contains(&format!("{file}`"))
+                || file == "tests.rs"
+                || !is_told_file_by_file && page.contains(&format!("{name}/"));
+            assert!(is_root || is_told, "{}", path.display());
+        }
+    }
+}
+
 /// A table that a blank line cuts in two is shown as text from there on.
 #[test]
 fn every_table_is_whole() {
