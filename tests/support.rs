@@ -182,12 +182,25 @@ pub(crate) struct Changing {
 impl Changing {
     /// Serves the greeter from a file.
     pub(crate) fn start(options: &[&str]) -> Changing {
+        Changing::start_with(options, |_, _| ())
+    }
+
+    /// The same, with nothing compiled before.
+    pub(crate) fn start_uncached(options: &[&str]) -> Changing {
+        Changing::start_with(options, |command, folder| {
+            command.env("XDG_CACHE_HOME", folder.join("cache"));
+        })
+    }
+
+    fn start_with(options: &[&str], prepare: impl FnOnce(&mut Command, &Path)) -> Changing {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("guest.wasm");
         fs::write(&file, airlock::GREETER).unwrap();
-        let guest = format!("--guest={}", file.display());
+        let mut command = Command::new(AIRLOCK);
+        command.arg(format!("--guest={}", file.display()));
+        prepare(command.args(options), folder.path());
         Changing {
-            server: Server::start(&[&[guest.as_str()], options].concat()),
+            server: Server::start_command(&mut command),
             file,
             _folder: folder,
         }

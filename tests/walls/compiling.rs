@@ -71,7 +71,7 @@ fn last_line(output: &Output) -> String {
 
 #[test]
 fn a_bomb_through_hot_reload_ends_its_compiler_alone() {
-    let Changing { server, file, .. } = &Changing::start(&BOUNDS);
+    let Changing { server, file, .. } = &Changing::start_uncached(&BOUNDS);
     let mut client = server.greeted();
     let resident_kib = server.resident_kib();
     for bomb in bombs() {

@@ -7,7 +7,7 @@
 
 use clap::ValueEnum;
 
-/// The most bytes one message has in `chunks` framing: the tutorial's `recv(1024)`.
+/// The most bytes one message has in `chunks` framing, as of a server that calls `recv(1024)`.
 pub const CHUNK_BYTES: usize = 1024;
 
 /// A connection starts with a buffer of this size: enough for a person typing, and little for each
