@@ -24,7 +24,7 @@ const SERVERS: [(&str, &[&str]); 6] = [
     ("README.md", &[GREETER, "Say something.\nADA\n"]),
     ("CONTRIBUTING.md", &[GREETER]),
     ("docs/guests.md", &[GREETER, "Hi\nHello, Ada!\n", GREETER]),
-    ("docs/operating.md", &[GREETER; 4]),
+    ("docs/operating.md", &[GREETER; 5]),
     ("docs/performance.md", &[GREETER]),
     ("docs/wire.md", &[GREETER]),
 ];

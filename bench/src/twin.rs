@@ -96,6 +96,7 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
 }
 
 fn converse(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
     let mut socket = Socket::new(stream);
     let mut conversation = Conversation::new(Framing::Auto, Wire::DEFAULT);
     let mut turn = conversation.start(|| Ok(Greeter));

@@ -16,9 +16,10 @@ use crate::limits::guest::{GUEST_MEMORIES, Guest};
 use crate::limits::process::{ADDRESS_SPACE_BYTES, Process};
 use crate::limits::wire::Wire;
 use crate::logging::LogFormat;
-use crate::process::capacity::Capacity;
+use crate::process::capacity::{Capacity, Each};
 use crate::sandbox::compiler::child::Compile;
 use crate::serve::listener::MOST_BACKLOG;
+use crate::serve::scheduling::Scheduling;
 use crate::talk::framing::Framing;
 use crate::versions::canary::Share;
 
@@ -166,6 +167,11 @@ pub struct Serve {
     /// What makes a message: `auto` tells by the first newline
     #[arg(long, env = "AIRLOCK_FRAMING", value_enum, default_value_t = Framing::Auto)]
     pub framing: Framing,
+
+    /// Which threads serve connections: each its own, so many for all, or one for each core (`auto`)
+    #[arg(long, env = "AIRLOCK_THREADS", value_name = "per-connection|N|auto")]
+    #[arg(default_value_t = Scheduling::PerConnection)]
+    pub threads: Scheduling,
 
     /// The longest line, without its ending
     #[arg(long, env = "AIRLOCK_MAX_LINE", value_name = "SIZE")]
@@ -359,9 +365,18 @@ impl Serve {
                     .map_or(connections, |most| most as usize),
                 total_guest_memory_bytes: total_memory,
                 mappings: capacity.mappings,
+                thread_each: self.each().thread,
                 drain_time: self.lifecycle.drain_timeout.into(),
             },
         })
+    }
+
+    /// What each connection takes.
+    pub fn each(&self) -> Each {
+        Each {
+            files: if self.record.is_some() { 2 } else { 1 },
+            thread: self.threads == Scheduling::PerConnection,
+        }
     }
 
     /// How much to log.

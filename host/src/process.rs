@@ -9,3 +9,4 @@ pub mod service_manager;
 pub mod shutdown;
 pub(crate) mod signal_stack;
 pub mod takeover;
+pub(crate) mod waiting;

@@ -3,8 +3,11 @@
 pub(crate) mod admission;
 pub mod blocking;
 mod connection;
+mod lingering;
 pub mod listener;
 pub mod recording;
+pub mod scheduling;
+pub(crate) mod seats;
 pub mod server;
 pub mod service;
 pub mod socket;

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use airlock::process::capacity::Each;
 use airlock::process::room::Need;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -77,7 +78,7 @@ fn as_many_clients_as_the_kernel_allows_come_back_at_once() {
     const MOST: usize = 3000;
     let allowed = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let count = MOST.min(allowed.trim().parse().unwrap());
-    airlock::process::capacity::claim(1);
+    airlock::process::capacity::claim(Each::DEFAULT);
     let server = Server::start(&["-q"]);
     // Nobody accepts; the kernel answers for those who have room in its queue.
     server.signal("STOP");
@@ -283,9 +284,9 @@ fn a_connection_takes_no_more_mappings_than_are_reckoned() {
 #[ignore = "needs 10 000 descriptors, and most of the machine"]
 fn ten_thousand_connections_are_held_and_served() {
     const MOST: usize = 10_000;
-    airlock::process::capacity::claim(1);
+    airlock::process::capacity::claim(Each::DEFAULT);
     let server = Server::start(&["-qq"]);
-    let room = airlock::process::capacity::claim(1);
+    let room = airlock::process::capacity::claim(Each::DEFAULT);
     let count = MOST.min(room.connections);
     for _ in 0..100 {
         drop(server.greeted());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use airlock::cli::Check;
 use airlock::limits::process::Process;
 use airlock::logging::printable;
-use airlock::process::capacity;
+use airlock::process::capacity::{self, Each};
 use airlock::process::room::Room;
 use airlock::sandbox::compiler::Compiler;
 use airlock::versions::guest_file::Digest;
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode> {
     };
     let runtime = runtime(&options.guest, Compiler::this_program(true))?;
     let result = trial::run(&runtime, &file.bytes, &|| true);
-    let capacity = capacity::claim(1);
+    let capacity = capacity::claim(Each::DEFAULT);
     let room = Room::new(&Process {
         mappings: capacity.mappings,
         ..Process::new(capacity.connections, capacity.guest_memory_bytes)

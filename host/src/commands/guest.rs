@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use airlock::cli::GuestOptions;
 use airlock::limits::Limits;
-use airlock::process::capacity;
+use airlock::process::capacity::{self, Each};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::runtime::Runtime;
 use airlock::versions::guest_file::GuestFile;
@@ -21,7 +21,7 @@ pub(crate) fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<
     let environment = environment.map_err(|error| anyhow!(error))?;
     let limits = Limits {
         guest: options.limits(),
-        ..Limits::new(1, capacity::claim(1).guest_memory_bytes)
+        ..Limits::new(1, capacity::claim(Each::DEFAULT).guest_memory_bytes)
     };
     Ok(Runtime::new(environment, limits, compiler)?)
 }

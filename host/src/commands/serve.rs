@@ -32,10 +32,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
         service_manager::tell_at(path)?;
     }
     heap::settle();
-    let capacity = capacity::claim(match options.record {
-        None => 1,
-        Some(_) => 2,
-    });
+    let capacity = capacity::claim(options.each());
     let limits = options.limits(capacity).map_err(|error| anyhow!(error))?;
     // Before it is read: when it changes from then on, it is read again.
     let seen = options.guest.as_deref().and_then(Fingerprint::of);
@@ -69,6 +66,7 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
         runtime: Arc::clone(&runtime),
         versions: Arc::clone(&versions),
         framing: options.framing,
+        scheduling: options.threads,
         recordings,
         watchdog_pause: service_manager::watchdog_pause(),
     };

@@ -15,6 +15,8 @@ pub struct Process {
     pub total_guest_memory_bytes: u64,
     /// Memory mappings of all connections together, which the kernel bounds.
     pub mappings: u64,
+    /// Whether each connection has a thread of its own, which takes mappings too.
+    pub thread_each: bool,
     /// How long a drain waits for the messages in progress.
     pub drain_time: Duration,
 }
@@ -28,6 +30,7 @@ impl Process {
             connections_per_ip: connections,
             total_guest_memory_bytes,
             mappings: u64::MAX,
+            thread_each: true,
             drain_time: DRAIN_TIME,
         }
     }
@@ -76,6 +79,20 @@ pub const THREAD_IDLE_TIME: Duration = Duration::from_secs(10);
 /// How long what may recur all the time (refused connections, a lack of descriptors) is only
 /// counted, before it is logged again.
 pub const LOG_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a guest may compute before the other connections of its thread get another one. Protects
+/// them from it. (Half of it costs a hundredth of a core more.)
+pub const SEAT_TICK: Duration = Duration::from_millis(2);
+
+/// Clients that one thread lets in before it looks after those that it has.
+pub const ACCEPTS_PER_ROUND: usize = 16;
+
+/// Connections that a thread looks after before it asks again which there are.
+pub const EVENTS_PER_ROUND: usize = 256;
+
+/// Writes to one connection before others have their turn, each of 64 KiB at most as long as no reply
+/// is larger.
+pub const SENDS_PER_TURN: u32 = 2;
 
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

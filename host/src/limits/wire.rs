@@ -49,6 +49,11 @@ pub const LEAST_WRITE_BYTES_PER_SECOND: u64 = 1024;
 /// gaps inside one line, shorter than a client's patience.
 pub const SETTLE_TIME: Duration = Duration::from_millis(200);
 
+/// Messages of one connection that are answered before others have their turn: a read of 64 KiB may
+/// have as many lines, and each takes the guest half a microsecond or more. Protects the others of a
+/// thread that serves many.
+pub const LINES_PER_TURN: u64 = 2048;
+
 /// How long a closed connection waits for the client to take note, from when its kernel has
 /// everything. Without it, bytes that the client still sends would make the kernel reset the
 /// connection, and the last reply could be lost.

@@ -46,7 +46,7 @@ const SPARE_THREADS: u64 = 1024;
 /// one that compiles guests.
 const SPARE_GROUP_THREADS: u64 = 64;
 
-/// More threads than this on one machine is a configuration error rather than a server.
+/// More connections than this on one machine is a configuration error rather than a server.
 const MOST: u64 = 65_536;
 
 /// The room for connections, and what bounds it.
@@ -64,43 +64,67 @@ pub struct Capacity {
     pub guest_memory_bytes: u64,
 }
 
+/// What a connection takes, whatever its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Each {
+    /// Open files.
+    pub files: u64,
+    /// A thread of its own.
+    pub thread: bool,
+}
+
 /// Raises the soft limit of open files to the hard limit and returns the room there is for
-/// connections that take `files` open files each.
+/// connections that take this much each.
 ///
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
-pub fn claim(files: u64) -> Capacity {
-    Capacity::of_machine(Path::new("/"), raise_open_files() / files)
+pub fn claim(each: Each) -> Capacity {
+    let files = raise_open_files() / each.files;
+    Capacity::of_machine(Path::new("/"), files, each.thread)
+}
+
+impl Each {
+    /// As it is when nothing else is asked for.
+    pub const DEFAULT: Each = Each {
+        files: 1,
+        thread: true,
+    };
 }
 
 impl Capacity {
-    /// The room on the machine whose files are below `root`, with so many open files.
-    fn of_machine(root: &Path, files: u64) -> Capacity {
+    /// The room on the machine whose files are below `root`, with so many open files, for connections
+    /// with threads of their own or without.
+    fn of_machine(root: &Path, files: u64, threads: bool) -> Capacity {
         let kernel = |name: &str| number(&root.join("proc/sys").join(name)).unwrap_or(u64::MAX);
         let all_mappings = kernel("vm/max_map_count").saturating_sub(SPARE_MAPPINGS);
-        let bounds = [
+        let thread_mappings = if threads { THREAD_MAPPINGS } else { 0 };
+        let mut bounds = vec![
             (
                 files,
                 "the limit of open files (`ulimit -n`, `LimitNOFILE=`)",
             ),
             (
-                all_mappings / (THREAD_MAPPINGS + MEMORY_MAPPINGS),
+                all_mappings / (thread_mappings + MEMORY_MAPPINGS),
                 "the sysctl `vm.max_map_count`",
             ),
-            (
-                kernel("kernel/threads-max").saturating_sub(SPARE_THREADS),
-                "the sysctl `kernel.threads-max`",
-            ),
-            (
-                kernel("kernel/pid_max").saturating_sub(SPARE_THREADS),
-                "the sysctl `kernel.pid_max`",
-            ),
-            (
-                group_limit(root, "pids.max").saturating_sub(SPARE_GROUP_THREADS),
-                "`pids.max` of the control group, or of one around it (`TasksMax=`)",
-            ),
-            (MOST, "Airlock itself: a thread per connection"),
+            (MOST, "Airlock itself"),
         ];
+        if threads {
+            bounds.extend([
+                (
+                    kernel("kernel/threads-max").saturating_sub(SPARE_THREADS),
+                    "the sysctl `kernel.threads-max`",
+                ),
+                (
+                    kernel("kernel/pid_max").saturating_sub(SPARE_THREADS),
+                    "the sysctl `kernel.pid_max`",
+                ),
+                (
+                    group_limit(root, "pids.max").saturating_sub(SPARE_GROUP_THREADS),
+                    "`pids.max` of the control group, or of one around it (`TasksMax=`)",
+                ),
+            ]);
+        }
         let (connections, bound) = bounds
             .into_iter()
             .min_by_key(|&(connections, _)| connections)
@@ -233,7 +257,7 @@ mod tests {
             fs::create_dir_all(file.parent().expect("a folder")).expect("it is made");
             fs::write(file, text).expect("it is written");
         }
-        Capacity::of_machine(root.path(), 1 << 20)
+        Capacity::of_machine(root.path(), 1 << 20, true)
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr, Shutdown as Direction, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ pub(crate) struct Connections {
     open: Mutex<Open>,
     /// The last connection has closed, or all have to end.
     changed: Condvar,
+    /// How often some have been told to end.
+    endings: AtomicU64,
+    /// Written to when connections have to look whether they have to end.
+    wakers: Mutex<Vec<OwnedFd>>,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +112,27 @@ impl Connections {
         })
     }
 
+    /// Has this eventfd(2) written to when connections have to look whether they have to end, for
+    /// those that have no thread of their own.
+    pub(crate) fn add_waker(&self, waker: OwnedFd) {
+        let wakers = self.wakers.lock();
+        wakers.unwrap_or_else(PoisonError::into_inner).push(waker);
+    }
+
+    /// How often connections have been told to end: when it grows, those that have no thread of their
+    /// own have to look.
+    pub(crate) fn endings(&self) -> u64 {
+        self.endings.load(Ordering::SeqCst)
+    }
+
+    fn wake_all(&self) {
+        self.endings.fetch_add(1, Ordering::SeqCst);
+        let wakers = self.wakers.lock();
+        for waker in &*wakers.unwrap_or_else(PoisonError::into_inner) {
+            let _ = rustix::io::write(waker, &1_u64.to_ne_bytes());
+        }
+    }
+
     /// Has each connection end when it has answered what it has read.
     pub(crate) fn end_all(&self) {
         self.ending.store(true, Ordering::SeqCst);
@@ -114,6 +140,7 @@ impl Connections {
             connection.wake();
         }
         self.changed.notify_all();
+        self.wake_all();
     }
 
     /// Whether that has been said.
@@ -128,6 +155,7 @@ impl Connections {
                 connection.wake();
             }
         }
+        self.wake_all();
     }
 
     /// Ends the connections that are left, in the middle of whatever they do, and returns how many

@@ -22,7 +22,7 @@ pub struct Need {
 }
 
 impl Need {
-    /// Memory mappings, with those of its thread.
+    /// Memory mappings, with those of a thread of its own.
     pub fn mappings(self) -> u64 {
         THREAD_MAPPINGS + self.memory_mappings()
     }
@@ -48,6 +48,8 @@ pub enum NoRoom {
 #[derive(Debug)]
 pub struct Room {
     connections: usize,
+    /// Whether each has a thread of its own.
+    thread_each: bool,
     mappings: u64,
     memory_bytes: u64,
     reserve_bytes: u64,
@@ -72,6 +74,7 @@ impl Room {
     pub fn new(limits: &Process) -> Room {
         Room {
             connections: limits.connections,
+            thread_each: limits.thread_each,
             mappings: limits.mappings,
             memory_bytes: limits.total_guest_memory_bytes,
             reserve_bytes: limits.total_guest_memory_bytes / GUEST_RESERVE_SHARE,
@@ -90,7 +93,7 @@ impl Room {
         };
         let bounds = [
             (self.connections as u64, "--max-connections"),
-            (self.mappings / need.mappings(), "vm.max_map_count"),
+            (self.mappings / self.mappings_of(need), "vm.max_map_count"),
             (
                 memory_bytes / need.memory_bytes.max(1),
                 "--total-guest-memory",
@@ -101,6 +104,15 @@ impl Room {
             .min_by_key(|&(most, _)| most)
             .unwrap_or_default();
         (usize::try_from(most).unwrap_or(usize::MAX), bound)
+    }
+
+    fn mappings_of(&self, need: Need) -> u64 {
+        let mappings = if self.thread_each {
+            need.mappings()
+        } else {
+            need.memory_mappings()
+        };
+        mappings.max(1)
     }
 
     /// Room for one more connection, where there are `threads` already, and the memory that its
@@ -137,6 +149,19 @@ impl Room {
             room: Arc::clone(self),
         };
         Ok((reservation, memory))
+    }
+
+    /// Whether there is room for one more thread, where there are `threads` already.
+    pub(crate) fn check_thread(&self, threads: usize) -> Result<(), NoRoom> {
+        let kept = self
+            .pools
+            .iter()
+            .map(|pool| pool.kept.load(Ordering::Relaxed));
+        let threads = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
+        if threads.saturating_add(kept.sum()) > self.mappings {
+            return Err(NoRoom::Mappings);
+        }
+        Ok(())
     }
 
     /// For an instance that takes its memory as it needs it.

@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 
 use crate::process::connections::Connections;
 use crate::process::interrupt;
@@ -67,6 +69,28 @@ impl Shutdown {
     /// Readable once nobody is accepted any more.
     pub(crate) fn wake(&self) -> BorrowedFd<'_> {
         self.0.wake.as_fd()
+    }
+
+    /// Waits until nobody is accepted any more, until there is something to read from `source`, or
+    /// for `time`.
+    pub(crate) fn wait(
+        &self,
+        source: Option<BorrowedFd<'_>>,
+        time: Option<Duration>,
+    ) -> io::Result<()> {
+        let wake = PollFd::new(&self.0.wake, PollFlags::IN);
+        let time = time.and_then(|time| Timespec::try_from(time).ok());
+        let result = match &source {
+            Some(source) => poll(
+                &mut [wake, PollFd::new(source, PollFlags::IN)],
+                time.as_ref(),
+            ),
+            None => poll(&mut [wake], time.as_ref()),
+        };
+        match result {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Those that it ends.

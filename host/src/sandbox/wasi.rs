@@ -19,6 +19,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::limits;
 use crate::limits::guest::TICK;
+use crate::process::waiting;
 use crate::sandbox::bindings::LineServer;
 use crate::sandbox::bindings::airlock::line::connection;
 use crate::sandbox::guest_log::{GuestLog, LogRate};
@@ -220,6 +221,7 @@ impl poll::HostPollable for BoundedPoll<'_> {
 }
 
 fn within<T>(time: Duration, wait: impl Future<Output = Result<T>>) -> Result<T> {
+    waiting::begins();
     in_tokio(async { tokio::time::timeout(time, wait).await })
         .unwrap_or_else(|_| Err(CallTimedOut.into()))
 }

@@ -1,16 +1,75 @@
-//! Serves a connection by a thread that has nothing else to do and blocks on its socket.
+//! A thread for each connection, which has nothing else to do and blocks on its socket.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::limits::process::{ACCEPT_PAUSE, THREAD_IDLE_TIME, THREAD_STACK_BYTES};
+use crate::process::shutdown::Shutdown;
+use crate::serve::admission::{Accepted, Admission};
 use crate::serve::connection::{Admitted, Close, Connection};
+use crate::serve::lingering::Lingering;
 use crate::serve::service::Service;
 use crate::serve::socket::Socket;
+use crate::serve::threads::Threads;
 use crate::talk::conversation::{Conversation, Event, Wait};
 use crate::talk::handler::Handler;
 
+/// Lets clients in, and has a thread for each.
+pub(crate) struct Blocking {
+    admission: Admission,
+    threads: Threads<Admitted>,
+}
+
+impl Blocking {
+    /// No client yet.
+    pub(crate) fn new(admission: Admission, service: &Arc<Service>) -> Blocking {
+        let most = service.runtime.limits.process.connections;
+        let service = Arc::clone(service);
+        let work = move |admitted: Admitted| serve(admitted, &service);
+        Blocking {
+            admission,
+            threads: Threads::new(most, THREAD_STACK_BYTES, THREAD_IDLE_TIME, work),
+        }
+    }
+
+    /// Accepts until nobody waits, or `shutdown` begins; `each` is called now and then.
+    ///
+    /// # Errors
+    /// The listener is broken.
+    pub(crate) fn accept_all(
+        &mut self,
+        listener: &TcpListener,
+        shutdown: &Shutdown,
+        mut each: impl FnMut(),
+    ) -> io::Result<()> {
+        while shutdown.is_accepting() {
+            each();
+            match self.admission.accept(listener, self.threads.live())? {
+                Accepted::Client(admitted) => {
+                    let stream = Arc::clone(admitted.permit.stream());
+                    if let Err(error) = self.threads.run(admitted) {
+                        let why = format!("no thread: {error}");
+                        self.admission.refuse(&stream, &why);
+                    }
+                }
+                Accepted::Refused => {}
+                Accepted::Nobody => break,
+                Accepted::Starved => shutdown.wait(None, Some(ACCEPT_PAUSE))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// How many clients have been let in.
+    pub(crate) fn count(&self) -> u64 {
+        self.admission.count()
+    }
+}
+
 /// Serves one client to the end.
-pub(crate) fn serve(admitted: Admitted, service: &Service) {
+fn serve(admitted: Admitted, service: &Service) {
     admitted.permit.begin();
     let stream = Arc::clone(admitted.permit.stream());
     let mut socket = Socket::new(&stream);
@@ -27,7 +86,23 @@ pub(crate) fn serve(admitted: Admitted, service: &Service) {
     match connection.close(|| socket.has_unread()) {
         Close::Now => {}
         Close::Reset => socket.reset(),
-        Close::Linger => socket.linger(service.runtime.limits.wire.write_time),
+        Close::Linger => linger(&mut socket, service.runtime.limits.wire.write_time),
+    }
+}
+
+/// Has the client take note of the end.
+fn linger(socket: &mut Socket<'_>, write_time: Duration) {
+    let Some(mut lingering) = Lingering::begin(socket, write_time) else {
+        return;
+    };
+    while let Some(time_left) = lingering.time_left(socket) {
+        if socket.set_read_time(time_left).is_err()
+            || !lingering.discard(|sink| socket.receive(sink))
+        {
+            return;
+        }
+        // A drain may have shortened it.
+        socket.forget_read_time();
     }
 }
 
@@ -64,28 +139,20 @@ pub fn perform<H: Handler>(
                 },
             }
         }
+        Wait::Again => return None,
         Wait::Send => match socket.send(conversation.output()) {
             Ok(count) => Event::Sent(count),
             Err(error) => match error.kind() {
-                ErrorKind::WouldBlock => stalled(socket),
+                ErrorKind::WouldBlock => socket.stalled(),
                 ErrorKind::Interrupted => return None,
                 _ => Event::Broken(error),
             },
         },
         Wait::Room { within } => match socket.wait_for_room(within) {
             Ok(true) => return None,
-            Ok(false) => stalled(socket),
+            Ok(false) => socket.stalled(),
             Err(error) => Event::Broken(error),
         },
     };
     Some(event)
-}
-
-fn stalled(socket: &Socket<'_>) -> Event {
-    match socket.unacknowledged_bytes() {
-        Ok(unacknowledged_bytes) => Event::Stalled {
-            unacknowledged_bytes,
-        },
-        Err(error) => Event::Broken(error),
-    }
 }

@@ -1,23 +1,22 @@
-//! The listener: accepts, takes a permit for each connection and hands it to a thread.
+//! A server from its start to its end: it has clients let in until it is to end, and then drains.
 
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use socket2::SockRef;
 
-use crate::limits;
 use crate::process::connections::Connections;
 use crate::process::service_manager;
 use crate::process::shutdown::Shutdown;
 use crate::process::takeover::TakeoverSocket;
-use crate::serve::admission::{Accepted, Admission};
-use crate::serve::blocking;
-use crate::serve::connection::Admitted;
+use crate::serve::admission::Admission;
+use crate::serve::blocking::Blocking;
+use crate::serve::scheduling::Scheduling;
+use crate::serve::seats::Seats;
 use crate::serve::service::Service;
-use crate::serve::threads::Threads;
 
 /// How a drain ended, and the server with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,27 +48,31 @@ pub fn run(
     let service = Arc::new(service);
     let connections = Arc::clone(shutdown.connections());
     let admission = Admission::new(address, Arc::clone(&service), connections);
+    // Replies are gathered already; waiting for more would only delay them. Sockets that are
+    // accepted inherit it.
+    SockRef::from(&listener).set_tcp_nodelay(true)?;
+    let watchdog = Watchdog::new(service.watchdog_pause);
+    let driver = match service.scheduling {
+        Scheduling::PerConnection => Driver::Blocking(Blocking::new(admission, &service)),
+        Scheduling::Shared(count) => {
+            let listener = listener.try_clone()?;
+            let seats = Seats::start(count.get(), listener, admission, &service, shutdown)?;
+            Driver::Seats(seats)
+        }
+    };
     let mut server = Server {
+        drain_time: service.runtime.limits.process.drain_time,
         shutdown,
-        threads: Threads::new(
-            service.runtime.limits.process.connections,
-            limits::process::THREAD_STACK_BYTES,
-            limits::process::THREAD_IDLE_TIME,
-            {
-                let service = Arc::clone(&service);
-                move |admitted: Admitted| blocking::serve(admitted, &service)
-            },
-        ),
-        admission,
-        service,
-        told: Instant::now(),
+        driver,
+        watchdog,
     };
     let takeover = takeover.map(TakeoverSocket::start).transpose()?;
     service_manager::ready();
     while shutdown.is_accepting() {
-        let time = server.be_alive();
-        server.wait(Some(&listener), time)?;
-        server.accept_all(&listener)?;
+        server.accept(&listener)?;
+    }
+    if let Driver::Seats(seats) = &server.driver {
+        seats.stop_accepting();
     }
     // It has the listener too.
     drop(takeover);
@@ -78,68 +81,85 @@ pub fn run(
 }
 
 struct Server<'a> {
-    service: Arc<Service>,
+    drain_time: Duration,
     shutdown: &'a Shutdown,
-    admission: Admission,
-    threads: Threads<Admitted>,
-    /// When the service manager last heard that this server is alive.
-    told: Instant,
+    driver: Driver,
+    watchdog: Watchdog,
 }
 
-impl Server<'_> {
-    /// Waits for a connection, the shutdown, or the end of `time`.
-    fn wait(&self, listener: Option<&TcpListener>, time: Option<Duration>) -> io::Result<()> {
-        let wake = self.shutdown.wake();
-        let wake = PollFd::new(&wake, PollFlags::IN);
-        let time = time.and_then(|time| Timespec::try_from(time).ok());
-        let result = match listener {
-            Some(listener) => poll(
-                &mut [wake, PollFd::new(listener, PollFlags::IN)],
-                time.as_ref(),
-            ),
-            None => poll(&mut [wake], time.as_ref()),
-        };
-        match result {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+enum Driver {
+    Blocking(Blocking),
+    Seats(Seats),
+}
+
+impl Driver {
+    /// Whether it does its work.
+    fn is_alive(&mut self) -> bool {
+        match self {
+            // The thread that asks is the one that accepts.
+            Driver::Blocking(_) => true,
+            Driver::Seats(seats) => seats.are_alive(),
         }
     }
 
-    /// Tells the service manager that this thread is alive, if it is time to. Returns how long it is
-    /// until the next time.
-    fn be_alive(&mut self) -> Option<Duration> {
-        let pause = self.service.watchdog_pause?;
+    /// How many clients have been let in.
+    fn count(&self) -> u64 {
+        match self {
+            Driver::Blocking(blocking) => blocking.count(),
+            Driver::Seats(seats) => seats.count(),
+        }
+    }
+}
+
+/// Tells the service manager from time to time that the server is alive.
+struct Watchdog {
+    pause: Option<Duration>,
+    told: Instant,
+}
+
+impl Watchdog {
+    fn new(pause: Option<Duration>) -> Watchdog {
+        Watchdog {
+            pause,
+            told: Instant::now(),
+        }
+    }
+
+    /// Tells it if it is time to, and true. Returns how long it is until the next time.
+    fn tell(&mut self, is_alive: impl FnOnce() -> bool) -> Option<Duration> {
+        let pause = self.pause?;
         let since = self.told.elapsed();
         if since < pause {
             return Some(pause - since);
         }
-        service_manager::alive();
+        if is_alive() {
+            service_manager::alive();
+        }
         self.told = Instant::now();
         Some(pause)
     }
+}
 
-    /// Accepts until nobody waits.
-    fn accept_all(&mut self, listener: &TcpListener) -> io::Result<()> {
-        while self.shutdown.is_accepting() {
-            self.be_alive();
-            match self.admission.accept(listener, self.threads.live())? {
-                Accepted::Client(admitted) => {
-                    let stream = Arc::clone(admitted.permit.stream());
-                    if let Err(error) = self.threads.run(admitted) {
-                        self.admission
-                            .refuse(&stream, &format!("no thread: {error}"));
-                    }
-                }
-                Accepted::Refused => {}
-                Accepted::Nobody => break,
-                Accepted::Starved => self.wait(None, Some(limits::process::ACCEPT_PAUSE))?,
+impl Server<'_> {
+    /// Waits for clients and lets them in, or has that done, for a while.
+    fn accept(&mut self, listener: &TcpListener) -> io::Result<()> {
+        let time = self.watchdog.tell(|| self.driver.is_alive());
+        match &mut self.driver {
+            Driver::Blocking(blocking) => {
+                self.shutdown.wait(Some(listener.as_fd()), time)?;
+                blocking.accept_all(listener, self.shutdown, || {
+                    self.watchdog.tell(|| true);
+                })
+            }
+            Driver::Seats(seats) => {
+                self.shutdown.wait(Some(seats.attention()), time)?;
+                seats.error().map_or(Ok(()), Err)
             }
         }
-        Ok(())
     }
 
     fn end(mut self) -> Drained {
-        let time = self.service.runtime.limits.process.drain_time;
+        let time = self.drain_time;
         if !self.shutdown.is_draining() {
             // Another process accepts, so there is no hurry: short conversations end by themselves.
             tracing::info!("handed over: letting the open connections finish");
@@ -156,7 +176,7 @@ impl Server<'_> {
         self.wait_until(time, Connections::wait_until_closed);
         match self.shutdown.connections().cut() {
             0 => {
-                tracing::info!(served = self.admission.count(), "stopped");
+                tracing::info!(served = self.driver.count(), "stopped");
                 Drained::InTime
             }
             left => {
@@ -171,7 +191,8 @@ impl Server<'_> {
         let deadline = Instant::now() + time;
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
-            let pause = self.be_alive().unwrap_or(time_left);
+            let pause = self.watchdog.tell(|| self.driver.is_alive());
+            let pause = pause.unwrap_or(time_left);
             let left = wait(self.shutdown.connections(), pause.min(time_left));
             if left == 0 || time_left.is_zero() {
                 return;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::sandbox::runtime::Runtime;
 use crate::serve::recording::Recordings;
+use crate::serve::scheduling::Scheduling;
 use crate::talk::framing::Framing;
 use crate::versions::assignment::Versions;
 
@@ -16,6 +17,8 @@ pub struct Service {
     pub versions: Arc<Versions>,
     /// What makes a message.
     pub framing: Framing,
+    /// Which threads serve the connections.
+    pub scheduling: Scheduling,
     /// Where conversations are recorded, if they are.
     pub recordings: Option<Recordings>,
     /// How often the service manager has to hear that this server is alive, if at all.

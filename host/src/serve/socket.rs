@@ -2,10 +2,12 @@
 //! so that the client hears the last word.
 
 use std::ffi::c_int;
-use std::io::{self, ErrorKind};
+use std::io;
+#[cfg(doc)]
+use std::io::ErrorKind;
 use std::net::{Shutdown as Direction, TcpStream};
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -13,7 +15,7 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{self, RecvFlags, SendFlags};
 use socket2::SockRef;
 
-use crate::limits::wire::LINGER_TIME;
+use crate::talk::conversation::Event;
 
 /// A client's socket, with a time limit that costs a system call only when it changes.
 pub struct Socket<'a> {
@@ -24,9 +26,6 @@ pub struct Socket<'a> {
 impl<'a> Socket<'a> {
     /// A socket that blocks.
     pub fn new(stream: &'a TcpStream) -> Socket<'a> {
-        // Replies are already gathered; waiting for more would only delay them. An error here shows
-        // again at the first read.
-        let _ = stream.set_nodelay(true);
         Socket {
             stream,
             read_time: None,
@@ -44,9 +43,20 @@ impl<'a> Socket<'a> {
         Ok(())
     }
 
+    /// Somebody else may have set it.
+    pub(crate) fn forget_read_time(&mut self) {
+        self.read_time = None;
+    }
+
     /// Waits for bytes; 0 are the end of input.
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
         let (count, _) = net::recv(self.stream, room, RecvFlags::empty())?;
+        Ok(count)
+    }
+
+    /// Reads what there is, or fails with [`ErrorKind::WouldBlock`].
+    pub(crate) fn receive_now(&self, room: &mut [u8]) -> io::Result<usize> {
+        let (count, _) = net::recv(self.stream, room, RecvFlags::DONTWAIT)?;
         Ok(count)
     }
 
@@ -72,6 +82,16 @@ impl<'a> Socket<'a> {
         unacknowledged_bytes(self.stream)
     }
 
+    /// What to say of it when it takes nothing.
+    pub(crate) fn stalled(&self) -> Event {
+        match self.unacknowledged_bytes() {
+            Ok(unacknowledged_bytes) => Event::Stalled {
+                unacknowledged_bytes,
+            },
+            Err(error) => Event::Broken(error),
+        }
+    }
+
     pub(crate) fn has_unread(&self) -> bool {
         rustix::io::ioctl_fionread(self.stream).is_ok_and(|bytes| bytes > 0)
     }
@@ -81,41 +101,9 @@ impl<'a> Socket<'a> {
         let _ = SockRef::from(self.stream).set_linger(Some(Duration::ZERO));
     }
 
-    /// Closing while input comes in resets the connection, and a reset may overtake the last reply.
-    /// So end the output first and read on until the client ends its side, or has had its time for
-    /// that: a while from when its kernel has everything, for which it has the time of a write.
-    ///
-    /// Not inlined: the buffer would be on the stack of every connection, all the time.
-    #[inline(never)]
-    pub(crate) fn linger(&mut self, write_time: Duration) {
-        if self.stream.shutdown(Direction::Write).is_err() {
-            return;
-        }
-        let began = Instant::now();
-        let mut deadline = began + LINGER_TIME;
-        let mut sink = [0; 2 * 1024];
-        loop {
-            let now = Instant::now();
-            let waiting_bytes = self.unacknowledged_bytes().unwrap_or(0);
-            if waiting_bytes > 0 && now - began < write_time {
-                deadline = now + LINGER_TIME;
-            }
-            let time_left = deadline.saturating_duration_since(now);
-            if time_left.is_zero() || self.set_read_time(time_left).is_err() {
-                return;
-            }
-            match self.receive(&mut sink) {
-                Ok(0) => return,
-                Ok(_) => {}
-                // A drain that begins now shortens the read, not the lingering.
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) =>
-                {
-                    self.read_time = None;
-                }
-                Err(_) => return,
-            }
-        }
+    /// Nothing more is sent.
+    pub(crate) fn end_output(&self) -> io::Result<()> {
+        self.stream.shutdown(Direction::Write)
     }
 }
 

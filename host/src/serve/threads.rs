@@ -77,7 +77,7 @@ impl<J: Send + 'static> Threads<J> {
     ///
     /// # Errors
     /// The system has no room for another thread. The job is dropped.
-    pub(crate) fn run(&mut self, job: J) -> io::Result<()> {
+    pub(crate) fn run(&self, job: J) -> io::Result<()> {
         {
             let mut state = self.shared.lock();
             if state.waiting > state.handed.len() || state.live >= self.shared.most {
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn a_job_that_panics_does_not_cost_its_thread() {
         let (done, is_done) = channel();
-        let mut threads = Threads::new(1, 1 << 20, PATIENCE, move |fails: bool| {
+        let threads = Threads::new(1, 1 << 20, PATIENCE, move |fails: bool| {
             assert!(!fails, "a bug of ours");
             done.send(()).expect("the test");
         });

@@ -55,6 +55,8 @@ pub enum Wait {
     },
     /// [`Conversation::output`] to be written, at once: [`Event::Sent`], or [`Event::Stalled`].
     Send,
+    /// Others to have had their turn: there is more to do, and nothing to wait for.
+    Again,
     /// Room for output. When there is some, write.
     Room {
         /// Then it is [`Event::Stalled`], once more.
@@ -298,17 +300,23 @@ impl<H: Handler> Conversation<H> {
             return self.resume();
         };
         let began = handler.clock();
+        let most_lines = *lines + wire::LINES_PER_TURN;
         let answered = loop {
             match answer_next(handler, reader, writer, lines) {
-                // The replies to one read leave in one write, unless they grow large or the guest
-                // takes its time.
+                // The replies to one read leave in one write, unless they grow large, there are
+                // many, or the guest takes its time.
                 Ok(Next::Answer)
-                    if writer.is_empty()
-                        || !writer.is_full() && handler.clock() - began <= wire::BATCH_TIME => {}
+                    if !writer.is_full()
+                        && *lines < most_lines
+                        && handler.clock() - began <= wire::BATCH_TIME => {}
                 answered => break answered,
             }
         };
         match answered {
+            Ok(Next::Answer) if writer.is_empty() => {
+                self.next = Next::Answer;
+                Turn::Wait(Wait::Again)
+            }
             Ok(next) => {
                 self.next = next;
                 self.resume()

@@ -1,0 +1,186 @@
+//! One connection at a seat: driven as far as it gets without waiting, and what it waits for then.
+
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::limits::process::SENDS_PER_TURN;
+use crate::serve::connection::{Admitted, Close, Connection};
+use crate::serve::lingering::Lingering;
+use crate::serve::service::Service;
+use crate::serve::socket::Socket;
+use crate::talk::conversation::{Event, Wait};
+
+/// A connection that nobody drives now.
+pub(super) struct Parked {
+    connection: Connection,
+    stream: Arc<TcpStream>,
+    service: Arc<Service>,
+    /// That it has to end has been told.
+    draining: bool,
+    /// It has ended, and its client has to take note.
+    lingering: Option<Lingering>,
+    pub(super) waits: Waits,
+}
+
+/// What it waits for, and for how long at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    Input(Duration),
+    Room(Duration),
+    /// The client's end.
+    End(Duration),
+    /// That others have had their turn.
+    Turn,
+}
+
+/// Why it is driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// The kernel tells that there is what it waits for.
+    Told,
+    TimeUp,
+    Turn,
+    /// It has to end.
+    Drain,
+}
+
+impl Waits {
+    /// Whether this is what it waits for.
+    pub(super) fn is_for(self, occasion: Occasion) -> bool {
+        match occasion {
+            Occasion::Turn => self == Waits::Turn,
+            Occasion::Told | Occasion::TimeUp | Occasion::Drain => self != Waits::Turn,
+        }
+    }
+}
+
+impl Parked {
+    /// Has the client greeted. Returns nothing when it is over already.
+    pub(super) fn start(admitted: Admitted, service: &Arc<Service>) -> Option<Box<Parked>> {
+        let stream = Arc::clone(admitted.permit.stream());
+        let (connection, wait) = Connection::start(admitted, service);
+        let parked = Box::new(Parked {
+            connection,
+            stream,
+            service: Arc::clone(service),
+            draining: false,
+            lingering: None,
+            waits: Waits::Turn,
+        });
+        parked.go_on(wait)
+    }
+
+    /// Drives it. Returns nothing when it is over.
+    pub(super) fn advance(mut self: Box<Parked>, occasion: Occasion) -> Option<Box<Parked>> {
+        if self.lingering.is_some() {
+            return self.linger(occasion == Occasion::Told);
+        }
+        let wait = match (occasion, self.waits) {
+            (Occasion::Drain, _) => {
+                self.draining = true;
+                self.connection.turn(Event::Drain)
+            }
+            (Occasion::Told, Waits::Input(_)) => self.receive(),
+            (Occasion::TimeUp, Waits::Input(_)) => self.connection.turn(Event::Deadline),
+            (Occasion::TimeUp, Waits::Room(_)) => {
+                let stalled = self.socket().stalled();
+                self.connection.turn(stalled)
+            }
+            _ => self.connection.resume(),
+        };
+        self.go_on(wait)
+    }
+
+    /// Its number, which no other connection of this server has or had.
+    pub(super) fn id(&self) -> u64 {
+        self.connection.held.id()
+    }
+
+    pub(super) fn stream(&self) -> &Arc<TcpStream> {
+        &self.stream
+    }
+
+    pub(super) fn has_to_drain(&self) -> bool {
+        !self.draining && self.lingering.is_none() && self.connection.held.is_draining()
+    }
+
+    fn socket(&self) -> Socket<'_> {
+        Socket::new(&self.stream)
+    }
+
+    fn receive(&mut self) -> Option<Wait> {
+        let room = self.connection.conversation.room();
+        let event = match Socket::new(&self.stream).receive_now(room) {
+            // It was cut.
+            Ok(0) if self.connection.held.is_draining() => Event::Drain,
+            Ok(0) => Event::Eof,
+            Ok(count) => Event::Input(count),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::Interrupted => return self.connection.resume(),
+                _ => Event::Broken(error),
+            },
+        };
+        self.connection.turn(event)
+    }
+
+    /// Does what can be done at once.
+    fn go_on(mut self: Box<Parked>, mut wait: Option<Wait>) -> Option<Box<Parked>> {
+        let mut sends = 0;
+        self.waits = loop {
+            wait = match wait {
+                None => return self.close(),
+                Some(Wait::Receive { .. }) if self.has_to_drain() => {
+                    self.draining = true;
+                    self.connection.turn(Event::Drain)
+                }
+                Some(Wait::Receive { within }) => break Waits::Input(within),
+                Some(Wait::Room { within }) => break Waits::Room(within),
+                Some(Wait::Again) => break Waits::Turn,
+                Some(Wait::Send) if sends == SENDS_PER_TURN => break Waits::Turn,
+                Some(Wait::Send) => {
+                    sends += 1;
+                    let output = self.connection.conversation.output();
+                    let event = match self.socket().send(output) {
+                        Ok(count) => Event::Sent(count),
+                        Err(error) => match error.kind() {
+                            ErrorKind::WouldBlock => self.socket().stalled(),
+                            ErrorKind::Interrupted => Event::Sent(0),
+                            _ => Event::Broken(error),
+                        },
+                    };
+                    self.connection.turn(event)
+                }
+            };
+        };
+        Some(self)
+    }
+
+    fn close(mut self: Box<Parked>) -> Option<Box<Parked>> {
+        let close = self.connection.close(|| self.socket().has_unread());
+        match close {
+            Close::Now => None,
+            Close::Reset => {
+                self.socket().reset();
+                None
+            }
+            Close::Linger => {
+                let write_time = self.service.runtime.limits.wire.write_time;
+                self.lingering = Some(Lingering::begin(&self.socket(), write_time)?);
+                self.linger(false)
+            }
+        }
+    }
+
+    /// Reads on until the client has taken note.
+    fn linger(mut self: Box<Parked>, reads: bool) -> Option<Box<Parked>> {
+        let socket = Socket::new(&self.stream);
+        let lingering = self.lingering.as_mut()?;
+        if reads && !lingering.discard(|sink| socket.receive_now(sink)) {
+            return None;
+        }
+        self.waits = Waits::End(lingering.time_left(&socket)?);
+        Some(self)
+    }
+}
