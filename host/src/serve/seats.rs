@@ -27,6 +27,7 @@ use crate::limits::process::{
     ACCEPT_PAUSE, ACCEPTS_PER_ROUND, EVENTS_PER_ROUND, THREAD_IDLE_TIME, THREAD_STACK_BYTES,
 };
 use crate::logging::Recurring;
+use crate::process::capacity;
 use crate::process::shutdown::Shutdown;
 use crate::process::waiting;
 use crate::serve::admission::{Accepted, Admission};
@@ -435,14 +436,14 @@ impl Shared {
     ) -> Option<MutexGuard<'a, Board>> {
         let seat = &self.seats[number];
         let _ = rustix::io::read(&seat.wake, &mut [0_u8; 8]);
-        let letters = std::mem::take(&mut *lock(&seat.inbox));
-        let (mut letters, mut late) = (letters.into_iter(), Vec::new());
+        let mut letters = std::mem::take(&mut *lock(&seat.inbox)).into_iter();
         while let Some(letter) = letters.next() {
             match letter {
                 Letter::Back(parked) => {
-                    let (id, ends) = (parked.id(), parked.has_to_drain());
+                    if parked.has_to_drain() {
+                        board.endings = None;
+                    }
                     board.put(&seat.epoll, parked);
-                    late.extend(ends.then_some(id));
                 }
                 Letter::Gone(id) => seat.forget(&mut board, id),
                 Letter::New(admitted) => match self.start(number, board, admitted) {
@@ -456,20 +457,20 @@ impl Shared {
                 },
             }
         }
-        let endings = self.shutdown.connections().endings();
+        let endings = Some(self.shutdown.connections().endings());
         if board.endings != endings {
-            late = board.draining();
-        }
-        for id in late {
-            board = self
-                .advance(number, board, id, Occasion::Drain)
-                .or_else(|| {
+            // Until all have been told: the seat may be lost before that.
+            board.endings = None;
+            for id in board.draining() {
+                let told = self.advance(number, board, id, Occasion::Drain);
+                board = told.or_else(|| {
                     // Whoever has the seat now goes on with it.
                     seat.wake();
                     None
                 })?;
+            }
+            board.endings = endings;
         }
-        board.endings = endings;
         Some(board)
     }
 
@@ -492,7 +493,17 @@ impl Shared {
                 else {
                     break;
                 };
-                admission.accept(listener, self.threads.live())
+                match admission.accept(listener, self.threads.live()) {
+                    // Where each has a thread, that is asked when the thread is started.
+                    Ok(Accepted::Client(admitted)) => match self.check_addresses() {
+                        Ok(()) => Ok(Accepted::Client(admitted)),
+                        Err(error) => {
+                            admission.refuse(admitted.permit.stream(), &error.to_string());
+                            Ok(Accepted::Refused)
+                        }
+                    },
+                    other => other,
+                }
             };
             match accepted {
                 Ok(Accepted::Client(admitted)) => {
@@ -522,6 +533,13 @@ impl Shared {
             }
         }
         Some(board)
+    }
+
+    /// Whether there are addresses for one connection more.
+    fn check_addresses(&self) -> io::Result<()> {
+        let seats = self.seats.iter();
+        let counts = seats.map(|seat| seat.connections.load(Ordering::Relaxed));
+        capacity::check_addresses(counts.sum::<usize>().max(self.threads.live()))
     }
 
     /// The seat for one connection more: this one, unless another has far fewer.

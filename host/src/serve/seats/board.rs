@@ -26,8 +26,8 @@ pub(super) struct Board {
     timers: BinaryHeap<Reverse<(Instant, u64)>>,
     /// When clients are let in again, if they are not now.
     pub(super) listen_at: Option<Instant>,
-    /// How often connections had been told to end when that was last looked at.
-    pub(super) endings: u64,
+    /// How often connections had been told to end when all that have to knew; nothing if some may not.
+    pub(super) endings: Option<u64>,
 }
 
 /// Where a connection is while it waits.
@@ -53,7 +53,7 @@ impl Board {
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             listen_at: None,
-            endings: 0,
+            endings: Some(0),
         }
     }
 
