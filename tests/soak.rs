@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use support::{Client, Server, eventually};
+use support::{Client, Mode, Server, eventually};
 
 const GOOD_CLIENTS: u64 = 8;
 const HOSTILE_CLIENTS: u64 = 24;
@@ -82,7 +82,8 @@ fn warm_up(server: &Server, siege: Duration) -> u64 {
 fn threads_have_ended(server: &Server) -> u64 {
     // The accepting thread, signals, log, ticker, reload and its watch, and Tokio's two for WASI's
     // sleep; compiling starts two more on this machine's first compile, which stay.
-    eventually("threads end", || server.threads() <= 8 + 2);
+    let most = 8 + 2 + Mode::tested().seats();
+    eventually("threads end", || server.threads() <= most);
     server.threads()
 }
 

@@ -24,6 +24,32 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// The way to schedule that is tested, where it makes a difference to a test: servers that a test starts
+/// have the same environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    PerConnection,
+    /// So many threads share all connections.
+    Shared(u64),
+}
+
+impl Mode {
+    pub(crate) fn tested() -> Mode {
+        match std::env::var("AIRLOCK_THREADS").as_deref() {
+            Err(_) | Ok("per-connection") => Mode::PerConnection,
+            Ok(number) => Mode::Shared(number.parse().unwrap()),
+        }
+    }
+
+    /// How many threads wait for connections that have none of their own.
+    pub(crate) fn seats(self) -> u64 {
+        match self {
+            Mode::PerConnection => 0,
+            Mode::Shared(count) => count,
+        }
+    }
+}
+
 /// A running server. Dropping it ends it; when a test fails its log is shown.
 pub(crate) struct Server {
     child: Child,

@@ -48,3 +48,17 @@ fn set(setting: Setting, value: i32) {
 /// Other allocators have no such settings.
 #[cfg(not(target_env = "gnu"))]
 fn set(_: Setting, _: i32) {}
+
+/// Gives back what is free between blocks that are not. A heap in which the connections of one thread
+/// lie has such blocks at its end, whoever is gone. It takes a while, in which nobody else allocates:
+/// for when nothing happens.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "there is no safe interface to malloc_trim")]
+pub(crate) fn give_back() {
+    // SAFETY: it only gives pages back that no block is in, under the allocator's own locks.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators have no such function.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn give_back() {}

@@ -1,5 +1,5 @@
 //! A thread that looks at every tick whether a turn is the same as at the last, and so sees which seats
-//! are held up; and that sleeps while nothing happens.
+//! are held up; and that sleeps while nothing happens, when it has given back memory that is free.
 
 use std::io;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 
 use crate::limits::process::SEAT_TICK;
+use crate::process::heap;
 
 /// Ticks after which it sleeps when nobody has done anything at any seat.
 const IDLE_TICKS: u32 = 100;
@@ -76,6 +77,7 @@ fn watch(watched: &impl Watched, asleep: &AtomicBool) {
         rounds = now;
         if idle_ticks > IDLE_TICKS {
             idle_ticks = 0;
+            heap::give_back();
             asleep.store(true, Ordering::SeqCst);
             // Whoever waits from now on sees that; one who has just done so shows here.
             if watched.look(&mut turns) == Some(rounds) {
