@@ -29,3 +29,5 @@ mod hand_made;
 mod memory;
 #[path = "walls/process.rs"]
 mod process;
+#[path = "walls/sharing.rs"]
+mod sharing;
