@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
@@ -112,7 +113,7 @@ struct Order {
 }
 
 thread_local! {
-    /// The seat that this thread holds or held last, and the turn it is in.
+    /// The seat that this thread holds or held last, and the turn it is in, or 0.
     static TURN: Cell<(usize, u64)> = const { Cell::new((0, 0)) };
 }
 
@@ -280,8 +281,17 @@ impl Seat {
         turn
     }
 
+    /// The board again, for a thread that has let go of it in a panic; unless it has lost the seat.
+    fn reclaim(&self) -> Option<MutexGuard<'_, Board>> {
+        match TURN.get() {
+            (_, 0) => Some(lock(&self.board)),
+            (_, turn) => self.end_turn(turn),
+        }
+    }
+
     /// Ends a turn, and has the seat from then on; unless somebody else has ended it.
     fn end_turn(&self, turn: u64) -> Option<MutexGuard<'_, Board>> {
+        TURN.set((TURN.get().0, 0));
         let ended = self
             .turn
             .compare_exchange(turn, 0, Ordering::AcqRel, Ordering::Acquire);
@@ -337,7 +347,10 @@ impl Shared {
         };
         let mut events = Vec::with_capacity(EVENTS_PER_ROUND);
         while !self.stopping.load(Ordering::SeqCst) {
-            board = match self.round(number, board, &mut events) {
+            // A panic would be a bug of ours. It may cost one connection, and not all at the seat.
+            let round =
+                panic::catch_unwind(AssertUnwindSafe(|| self.round(number, board, &mut events)));
+            board = match round.unwrap_or_else(|_| seat.reclaim()) {
                 Some(board) => board,
                 None => return,
             };
