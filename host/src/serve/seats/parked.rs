@@ -82,8 +82,9 @@ impl Parked {
                 self.draining = true;
                 self.connection.turn(Event::Drain)
             }
-            (Occasion::Told, Waits::Input(_)) => self.receive(),
-            (Occasion::TimeUp, Waits::Input(_)) => self.connection.turn(Event::Deadline),
+            (Occasion::Told, Waits::Input(_)) => self.receive(None),
+            // What has come in time and was not looked at yet counts.
+            (Occasion::TimeUp, Waits::Input(_)) => self.receive(Some(Event::Deadline)),
             (Occasion::TimeUp, Waits::Room(_)) => {
                 let stalled = self.socket().stalled();
                 self.connection.turn(stalled)
@@ -110,7 +111,8 @@ impl Parked {
         Socket::new(&self.stream)
     }
 
-    fn receive(&mut self) -> Option<Wait> {
+    /// Reads what there is. If that is nothing, `otherwise` has happened, or nothing has.
+    fn receive(&mut self, otherwise: Option<Event>) -> Option<Wait> {
         let room = self.connection.conversation.room();
         let event = match Socket::new(&self.stream).receive_now(room) {
             // It was cut.
@@ -118,7 +120,10 @@ impl Parked {
             Ok(0) => Event::Eof,
             Ok(count) => Event::Input(count),
             Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::Interrupted => return self.connection.resume(),
+                ErrorKind::WouldBlock | ErrorKind::Interrupted => match otherwise {
+                    Some(event) => event,
+                    None => return self.connection.resume(),
+                },
                 _ => Event::Broken(error),
             },
         };
