@@ -31,7 +31,7 @@ const SERVERS: [(&str, &[&str]); 6] = [
 
 /// Commands that would take minutes, or start this test again. `.ci/run` runs each as it stands here
 /// (`bench/compare` with options that make it short).
-const RUN_BY_CI: [&str; 8] = [
+const RUN_BY_CI: [&str; 9] = [
     "cargo test --workspace",
     "cargo fmt --all",
     "cargo clippy --workspace --all-targets",
@@ -39,6 +39,7 @@ const RUN_BY_CI: [&str; 8] = [
     "cargo run -p bench --release",
     "cargo run -p bench --release -- --mode pipeline",
     "cargo run -p bench --release -- --mode churn",
+    "cargo run -p bench --release -- --threads 1",
     "cargo test -p host --release --test walls -- --ignored ten_thousand --nocapture",
 ];
 

@@ -18,6 +18,7 @@ use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::linking::Sandbox;
 use airlock::sandbox::runtime::Runtime;
 use airlock::sandbox::session::Session;
+use airlock::serve::scheduling::Scheduling;
 use airlock::talk::client::Client;
 use airlock::talk::framing::{Framing, Reader};
 use airlock::talk::handler::Handler;
@@ -99,7 +100,10 @@ fn connection(criterion: &mut Criterion) {
             "a connection over loopback, natively",
             servers::native(Path::new(AIRLOCK_BENCH), Twin::Plain),
         ),
-        ("a connection over loopback", servers::airlock(&AIRLOCK)),
+        (
+            "a connection over loopback",
+            servers::airlock(&AIRLOCK, Scheduling::PerConnection),
+        ),
     ] {
         let server = Server::start(&subject, None).expect("a server");
         criterion.bench_function(name, |bencher| {

@@ -42,7 +42,6 @@ impl Events {
 
     /// Waits for events until this moment, at a fixed pace precisely, and returns how many came.
     pub(crate) fn wait(&mut self, until: Instant, pace: Pace) -> io::Result<usize> {
-        self.events.clear();
         let mut left = until.saturating_duration_since(Instant::now());
         if pace.is_fixed() {
             // Not by epoll, whose time has milliseconds on older kernels.
@@ -53,12 +52,18 @@ impl Events {
             }
             left = Duration::ZERO;
         }
+        self.look(Timespec::try_from(left).ok())
+    }
+
+    /// Waits for an event, however long it takes, and returns how many came.
+    pub(crate) fn wait_for_any(&mut self) -> io::Result<usize> {
+        self.look(None)
+    }
+
+    fn look(&mut self, patience: Option<Timespec>) -> io::Result<usize> {
+        self.events.clear();
         let room = rustix::buffer::spare_capacity(&mut self.events);
-        interruptible(epoll::wait(
-            &self.queue,
-            room,
-            Timespec::try_from(left).ok().as_ref(),
-        ))
+        interruptible(epoll::wait(&self.queue, room, patience.as_ref()))
     }
 
     /// One of the events: whose it is.

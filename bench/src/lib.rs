@@ -9,6 +9,7 @@
 
 mod churn;
 pub mod cores;
+mod epoll_twin;
 mod events;
 pub mod fault;
 mod lines;

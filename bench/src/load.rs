@@ -23,7 +23,7 @@ pub(crate) struct Target<'a> {
 }
 
 pub(crate) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<Measured, Fault> {
-    let counts = shares(plan.connections, plan.threads);
+    let counts = shares(plan.connections, plan.load_threads);
     let all = |streams: Vec<_>| streams.into_iter().collect::<Result<Vec<_>, Fault>>();
     if plan.mode == Mode::Churn {
         let parts = counts.into_iter().zip(paces(plan, plan.duration)).collect();

@@ -34,7 +34,13 @@ fn run(options: &Options) -> Result<()> {
         let airlock = program::build(program::PROFILE)?;
         let itself = env::current_exe().context("cannot find this program to start it")?;
         let progress = Progress::new(options.time());
-        let compared = turns::compare(&plan, options.rounds, &airlock, &itself, &progress)?;
+        let compared = turns::compare(
+            &plan,
+            options.rounds,
+            (&airlock, options.threads),
+            &itself,
+            &progress,
+        )?;
         drop(progress);
         print(&if options.json {
             format!("{:#}\n", report::comparison_as_json(&plan, &compared))

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use airlock::cli::{address, time};
+use airlock::serve::scheduling::Scheduling;
 use clap::{Args, Parser};
 
 use crate::plan::{Mode, Plan};
@@ -46,10 +47,19 @@ pub struct Options {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
 
+    /// Airlock's option: which threads serve connections
+    #[arg(
+        long,
+        value_name = "N|auto|per-connection",
+        default_value_t = Scheduling::PerConnection,
+        conflicts_with = "address"
+    )]
+    pub threads: Scheduling,
+
     /// Threads that make the load
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
-    threads: u32,
+    load_threads: u32,
 
     /// Lines (churn: connections) a second, of all connections together: an answer's time then
     /// begins when its line was due [default: as many as are answered]
@@ -137,7 +147,7 @@ impl Options {
             connections: self.connections.unwrap_or(connections) as usize,
             depth: self.depth.unwrap_or(depth) as usize,
             duration: self.duration.into(),
-            threads: self.threads as usize,
+            load_threads: self.load_threads as usize,
             rate: self.rate,
             timeout: self.timeout.into(),
             talk: self.foreign.talk(&self.line),

@@ -40,7 +40,7 @@ pub(crate) fn paces(plan: &Plan, duration: Duration) -> impl Iterator<Item = Pac
     let gap = plan
         .rate
         .map(|rate| Duration::from_secs_f64(1.0 / f64::from(rate)));
-    let threads = plan.threads.min(plan.connections) as u32;
+    let threads = plan.load_threads.min(plan.connections) as u32;
     let start = Instant::now();
     (0..threads).map(move |number| Pace {
         start: start + gap.unwrap_or_default() * number,

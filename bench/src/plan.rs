@@ -51,7 +51,7 @@ pub struct Plan {
     /// How long the load lasts, or the connections are held.
     pub duration: Duration,
     /// How many threads make the load.
-    pub threads: usize,
+    pub load_threads: usize,
     /// Lines, or connections, a second over all connections; without it as many as are answered.
     pub rate: Option<u32>,
     /// How long an answer may take, and a connection to open.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use airlock::serve::scheduling::Scheduling;
 use serde_json::{Map, Value, json};
 
 use crate::measured::Measured;
@@ -45,7 +46,7 @@ impl Plan {
             ("mode", json!(self.mode.name())),
             ("connections", json!(self.connections)),
             ("depth", json!(self.depth)),
-            ("threads", json!(self.threads)),
+            ("load_threads", json!(self.load_threads)),
             ("rate", json!(self.rate)),
             ("duration_seconds", json!(self.duration.as_secs_f64())),
         ];
@@ -170,7 +171,11 @@ pub fn comparison_as_text(plan: &Plan, compared: &Comparison) -> String {
         1 => "1 round".to_owned(),
         rounds => format!("{rounds} rounds"),
     };
-    let mut text = format!("{}; medians of {rounds}\n", plan.title());
+    let threads = match compared.threads {
+        Scheduling::PerConnection => String::new(),
+        Scheduling::Shared(count) => format!("; --threads {count}"),
+    };
+    let mut text = format!("{}{threads}; medians of {rounds}\n", plan.title());
     text += &format!("{:34}{:>12}{:>12}{:>8}\n", "", "native", "airlock", "ratio");
     for row in rows(plan.mode) {
         let [native, airlock] = row.medians(compared).map(|value| value * row.scale);
@@ -209,6 +214,7 @@ pub fn comparison_as_json(plan: &Plan, compared: &Comparison) -> Value {
     let ratio = rows
         .first()
         .map(|first| medians[first.name]["ratio"].clone());
+    object.insert("threads".to_owned(), json!(compared.threads.to_string()));
     object.insert("ratio".to_owned(), json!(ratio));
     object.insert("medians".to_owned(), Value::Object(medians));
     object.insert("native".to_owned(), runs(&compared.native));

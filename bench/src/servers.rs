@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use airlock::cli;
+use airlock::serve::scheduling::Scheduling;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::cores::{self, Cores};
@@ -45,6 +46,7 @@ pub fn native(program: &Path, twin: Twin) -> Subject<'_> {
     let (name, argument) = match twin {
         Twin::Plain => ("native twin", "--twin=plain"),
         Twin::Shim => ("shim alone", "--twin=shim"),
+        Twin::Epoll => ("epoll twin", "--twin=epoll"),
     };
     let command = move || {
         let mut command = Command::new(program);
@@ -57,19 +59,23 @@ pub fn native(program: &Path, twin: Twin) -> Subject<'_> {
     }
 }
 
-/// `program`, which is an `airlock`, as a server with its default limits and its greeter, without
-/// the variables that would set options.
-pub fn airlock(program: &Path) -> Subject<'_> {
+/// `program`, which is an `airlock`, as a server with its default limits and its greeter, and with
+/// these threads, without the variables that would set options.
+pub fn airlock(program: &Path, threads: Scheduling) -> Subject<'_> {
     let command = move || {
         let mut command = Command::new(program);
         command.args(["--listen=127.0.0.1:0", "-q"]);
+        command.arg(format!("--threads={threads}"));
         for variable in cli::variables() {
             command.env_remove(variable);
         }
         command
     };
     Subject {
-        name: "Airlock",
+        name: match threads {
+            Scheduling::PerConnection => "Airlock",
+            Scheduling::Shared(_) => "Airlock, few threads",
+        },
         command: Box::new(command),
     }
 }

@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use airlock::serve::scheduling::Scheduling;
+
 use crate::cores::Cores;
 use crate::fault::Fault;
 use crate::load::{self, Target};
@@ -31,34 +33,44 @@ pub fn measure(plan: &Plan, address: SocketAddr, progress: &Progress) -> Result<
 /// Two servers under the same load, round for round.
 #[derive(Debug)]
 pub struct Comparison {
-    /// A thread per connection and the greeter's logic compiled in.
+    /// The greeter's logic compiled in, and threads as Airlock's: one per connection, or one.
     pub native: Vec<Measured>,
+    /// Airlock's.
+    pub threads: Scheduling,
     /// Airlock, with its default limits and the greeter in its sandbox.
     pub airlock: Vec<Measured>,
 }
 
-/// Starts `airlock` as a server and `airlock_bench` as its native twin, and loads them [in
-/// turn](load_in_turn).
+/// Starts `airlock` as a server with these threads and `airlock_bench` as its native twin, and loads
+/// them [in turn](load_in_turn).
 ///
 /// # Errors
 /// A server did not start, or one of its answers was wrong.
 pub fn compare(
     plan: &Plan,
     rounds: u32,
-    airlock: &Path,
+    (airlock, threads): (&Path, Scheduling),
     airlock_bench: &Path,
     progress: &Progress,
 ) -> Result<Comparison, Fault> {
+    let twin = match threads {
+        Scheduling::PerConnection => Twin::Plain,
+        Scheduling::Shared(_) => Twin::Epoll,
+    };
     let subjects = [
-        servers::native(airlock_bench, Twin::Plain),
-        servers::airlock(airlock),
+        servers::native(airlock_bench, twin),
+        servers::airlock(airlock, threads),
     ];
     let cores = Cores::split()?;
     let turns = load_in_turn(plan, rounds, &subjects, 2, cores.as_ref(), progress)?;
     let runs: Result<Vec<_>, _> = turns.into_iter().collect();
     // Two servers, two results.
     let [native, airlock] = runs?.try_into().unwrap_or_default();
-    Ok(Comparison { native, airlock })
+    Ok(Comparison {
+        native,
+        threads,
+        airlock,
+    })
 }
 
 /// What came of it for one server: of all rounds, or why it could not go on.

@@ -1,8 +1,9 @@
-//! Native servers to compare with: the greeter's logic compiled in, and a thread per connection.
+//! Native servers to compare with: the greeter's logic compiled in, and a thread per connection, or
+//! [one for all](epoll_twin).
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ use airlock::talk::framing::Framing;
 use airlock::talk::handler::{Handler, Outcome};
 use clap::ValueEnum;
 
+use crate::epoll_twin;
 use crate::talk::CHUNK;
 
 /// As many as Airlock's.
 const BACKLOG: u32 = listener::MOST_BACKLOG;
 
-const WELCOME: &str = "Welcome!";
+pub(crate) const WELCOME: &str = "Welcome!";
 
 /// What is around the greeter's logic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -31,6 +33,8 @@ pub enum Twin {
     /// Airlock's own loop and socket with their default limits, but a new thread for each
     /// connection, and each line by itself.
     Shim,
+    /// One thread for all connections, which nothing limits either. As fast as one thread gets.
+    Epoll,
 }
 
 /// Serves on a free port, which is printed, until the process ends.
@@ -41,17 +45,22 @@ pub fn serve(twin: Twin, mut output: impl Write) -> io::Result<()> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = listener::bind(any, BACKLOG, false).map_err(io::Error::other)?;
     writeln!(output, "listening on {}", listener.local_addr()?)?;
+    match twin {
+        Twin::Plain => each_on_a_thread(&listener, |stream| {
+            let _ = greet(stream);
+        }),
+        Twin::Shim => each_on_a_thread(&listener, converse),
+        Twin::Epoll => return epoll_twin::serve(listener).map(|never| match never {}),
+    }
+    Ok(())
+}
+
+fn each_on_a_thread(listener: &TcpListener, serve: fn(&TcpStream)) {
     for stream in listener.incoming().flatten() {
         // Clients that leave in the middle are no concern of a benchmark; one without a thread
         // notices.
-        let _ = thread::Builder::new().spawn(move || match twin {
-            Twin::Plain => {
-                let _ = greet(&stream);
-            }
-            Twin::Shim => converse(&stream),
-        });
+        let _ = thread::Builder::new().spawn(move || serve(&stream));
     }
-    Ok(())
 }
 
 /// The greeter's logic: writes its answer to `line` behind what is in `reply`, or says that it is a
@@ -80,19 +89,28 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
             return Ok(());
         }
         let end = pending + count;
-        let mut start = 0;
-        while let Some(length) = memchr::memchr(b'\n', &buffer[start..end]) {
-            let line = &buffer[start..start + length];
-            start += length + 1;
-            match str::from_utf8(line) {
-                Ok(line) if answer(line, &mut replies) => replies.push('\n'),
-                Ok(_) => return stream.write_all(replies.as_bytes()),
-                Err(_) => return Ok(()),
-            }
+        let (taken, leaves) = answer_all(&buffer[..end], &mut replies);
+        if leaves {
+            return stream.write_all(replies.as_bytes());
         }
-        buffer.copy_within(start..end, 0);
-        pending = end - start;
+        buffer.copy_within(taken..end, 0);
+        pending = end - taken;
     }
+}
+
+/// Writes the answers to all whole lines of `input` behind what is in `replies`. Returns how much of
+/// it they are, and whether the last one ends the conversation: it is a goodbye, or no text.
+pub(crate) fn answer_all(input: &[u8], replies: &mut String) -> (usize, bool) {
+    let mut taken = 0;
+    while let Some(length) = memchr::memchr(b'\n', &input[taken..]) {
+        let line = &input[taken..taken + length];
+        taken += length + 1;
+        match str::from_utf8(line) {
+            Ok(line) if answer(line, replies) => replies.push('\n'),
+            _ => return (taken, true),
+        }
+    }
+    (taken, false)
 }
 
 fn converse(stream: &TcpStream) {

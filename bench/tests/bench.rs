@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bench::program;
-use bench::servers::{Server, Subject};
+use bench::servers::{self, Server, Subject};
+use bench::twin::Twin;
 use serde_json::Value;
 
 const AIRLOCK_BENCH: &str = env!("CARGO_BIN_EXE_airlock-bench");
@@ -100,7 +101,7 @@ fn every_mode_measures_a_server_that_answers_rightly() {
                 continue;
             }
             let arguments = [&[&address, "--mode", mode, "--connections=10"], rate].concat();
-            let report = json_report(&[&arguments[..], &["--threads=3"]].concat());
+            let report = json_report(&[&arguments[..], &["--load-threads=3"]].concat());
             let number = |name: &str| report[name].as_f64().unwrap();
             assert_eq!(report["mode"], mode);
             assert_eq!(report["connections"], 10);
@@ -265,6 +266,9 @@ fn where_nobody_listens_one_line_says_so() {
 
 #[test]
 fn options_that_contradict_each_other_are_refused() {
+    // Another server has its threads already.
+    let refused = bench(&["127.0.0.1:9", "--threads=1"]);
+    assert_eq!(refused.status.code(), Some(2));
     assert!(complaint(&["--depth=2"]).contains("--mode pipeline"));
     assert!(complaint(&["--mode=hold", "--rate=2"]).contains("--mode hold"));
     assert!(complaint(&["--connections=4000000000"]).contains("open files"));
@@ -314,6 +318,7 @@ fn without_an_address_both_servers_run_in_turn() {
             "hold" => "resident_bytes_per_connection",
             _ => "per_second",
         };
+        assert_eq!(compared["threads"], "per-connection");
         for server in ["native", "airlock"] {
             assert_eq!(compared[server].as_array().unwrap().len(), 2);
             for round in compared[server].as_array().unwrap() {
@@ -347,6 +352,67 @@ fn without_an_address_both_servers_run_in_turn() {
             .iter()
             .all(|number| number.parse::<f64>().unwrap() > 0.0)
     );
+}
+
+#[test]
+fn few_threads_are_set_against_a_twin_with_one() {
+    for mode in ["ping", "pipeline", "churn", "hold"] {
+        let few = ["--threads=1", "--connections=20", "--rounds=1"];
+        let compared = json_report(&[&few[..], &["--mode", mode]].concat());
+        assert_eq!(compared["threads"], "1");
+        for server in ["native", "airlock"] {
+            assert!(compared[server][0]["answered"].as_u64() >= Some(1));
+        }
+    }
+    let few = ["--threads=2", "--connections=500", "--duration=1m"];
+    let (mut bench, servers) = with_both_servers(&few);
+    let entries = |server, folder| {
+        let folder = Path::new("/proc").join(format!("{server}/{folder}"));
+        fs::read_dir(folder).map_or(0, Iterator::count)
+    };
+    let is = |server: &u32, argument: &str| {
+        let line = fs::read_to_string(format!("/proc/{server}/cmdline"));
+        line.is_ok_and(|line| line.split('\0').any(|part| part == argument))
+    };
+    let twin = servers.iter().find(|server| is(server, "--twin=epoll"));
+    assert!(servers.iter().any(|server| is(server, "--threads=2")));
+    let twin = twin.unwrap();
+    eventually("all have come", || entries(twin, "fd") > 500);
+    assert_eq!(entries(twin, "task"), 1);
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+}
+
+/// Many lines in few pieces, whose ends are anywhere.
+#[test]
+fn every_twin_serves_the_greeter() {
+    const LINES: usize = 1_000_000;
+    for twin in [Twin::Plain, Twin::Shim, Twin::Epoll] {
+        let subject = servers::native(Path::new(AIRLOCK_BENCH), twin);
+        let server = Server::start(&subject, None).unwrap();
+        let client = TcpStream::connect(server.address).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        let mut heard = BufReader::new(&client).lines().map(Result::unwrap);
+        assert_eq!(heard.next().unwrap(), "Welcome!", "{twin:?}");
+        for piece in ["A", "da\nBob", "\n"] {
+            (&client).write_all(piece.as_bytes()).unwrap();
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(heard.next().unwrap(), "Hello, Ada!", "{twin:?}");
+        assert_eq!(heard.next().unwrap(), "Hello, Bob!", "{twin:?}");
+        thread::scope(|scope| {
+            // Far more than the kernel has room for.
+            scope.spawn(|| {
+                let lines = "Michael\n".repeat(LINES) + "exit\n";
+                let _ = (&client).write_all(lines.as_bytes());
+            });
+            thread::sleep(Duration::from_millis(100));
+            let greetings = heard.inspect(|line| assert_eq!(line, "Hello, Michael!"));
+            assert_eq!(greetings.count(), LINES, "{twin:?}");
+        });
+    }
 }
 
 /// The processes that this one has started, and that run.
