@@ -1,5 +1,5 @@
 //! Native servers to compare with: the greeter's logic compiled in, and a thread per connection, or
-//! [one for all](epoll_twin).
+//! one for all (`epoll_twin.rs`).
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
