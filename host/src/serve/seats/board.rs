@@ -118,7 +118,8 @@ impl Board {
                 };
                 // Without room in the kernel its time runs out.
                 place.interest = told.is_ok().then_some(flags);
-                let deadline = self.now + within;
+                // Not from the beginning of the round, which may have been long.
+                let deadline = Instant::now() + within;
                 place.deadline = Some(deadline);
                 if place.timer.is_none_or(|timer| timer > deadline) {
                     place.timer = Some(deadline);
