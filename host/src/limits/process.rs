@@ -90,6 +90,10 @@ pub const ACCEPTS_PER_ROUND: usize = 16;
 /// Connections that a thread looks after before it asks again which there are.
 pub const EVENTS_PER_ROUND: usize = 256;
 
+/// Connections whose time is over, that have to end, or that come from elsewhere, which a thread looks
+/// after before those that say something have their turns again: thousands may come at once.
+pub const OTHERS_PER_ROUND: usize = 32;
+
 /// Writes to one connection before others have their turn, each of 64 KiB at most as long as no reply
 /// is larger.
 pub const SENDS_PER_TURN: u32 = 2;

@@ -12,6 +12,7 @@ mod monitor;
 mod parked;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +26,8 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
 use crate::limits::process::{
-    ACCEPT_PAUSE, ACCEPTS_PER_ROUND, EVENTS_PER_ROUND, THREAD_IDLE_TIME, THREAD_STACK_BYTES,
+    ACCEPT_PAUSE, ACCEPTS_PER_ROUND, EVENTS_PER_ROUND, OTHERS_PER_ROUND, THREAD_IDLE_TIME,
+    THREAD_STACK_BYTES,
 };
 use crate::logging::Recurring;
 use crate::process::capacity;
@@ -85,7 +87,7 @@ struct Seat {
     rounds: AtomicU64,
     /// How many connections it has, those on their way counted.
     connections: AtomicUsize,
-    inbox: Mutex<Vec<Letter>>,
+    inbox: Mutex<VecDeque<Letter>>,
 }
 
 /// Where clients come in, one at a time.
@@ -263,7 +265,7 @@ impl Seat {
     }
 
     fn send(&self, letter: Letter) {
-        lock(&self.inbox).push(letter);
+        lock(&self.inbox).push_back(letter);
         self.wake();
     }
 
@@ -391,11 +393,14 @@ impl Shared {
                 board = self.advance(number, board, id, Occasion::Turn)?;
             }
         }
-        while let Some(id) = board.next_due() {
+        for _ in 0..OTHERS_PER_ROUND {
+            let Some(id) = board.next_due() else {
+                break;
+            };
             board = self.advance(number, board, id, Occasion::TimeUp)?;
         }
-        if board.is_time_to_listen() {
-            let _ = self.listen(seat, true);
+        if board.is_time_to_listen() && self.listen(seat, true).is_err() {
+            board.listen_at = Some(Instant::now() + ACCEPT_PAUSE);
         }
         Some(board)
     }
@@ -449,8 +454,10 @@ impl Shared {
     ) -> Option<MutexGuard<'a, Board>> {
         let seat = &self.seats[number];
         let _ = rustix::io::read(&seat.wake, &mut [0_u8; 8]);
-        let mut letters = std::mem::take(&mut *lock(&seat.inbox)).into_iter();
-        while let Some(letter) = letters.next() {
+        for _ in 0..OTHERS_PER_ROUND {
+            let Some(letter) = lock(&seat.inbox).pop_front() else {
+                break;
+            };
             match letter {
                 Letter::Back(parked) => {
                     if parked.has_to_drain() {
@@ -459,30 +466,37 @@ impl Shared {
                     board.put(&seat.epoll, parked);
                 }
                 Letter::Gone(id) => seat.forget(&mut board, id),
-                Letter::New(admitted) => match self.start(number, board, admitted) {
-                    Some(same) => board = same,
-                    None => {
-                        // For whoever has the seat now.
-                        lock(&seat.inbox).extend(letters);
+                Letter::New(admitted) => {
+                    board = self.start(number, board, admitted).or_else(|| {
+                        // Whoever has the seat now goes on with the rest.
                         seat.wake();
-                        return None;
-                    }
-                },
+                        None
+                    })?;
+                }
             }
+        }
+        if !lock(&seat.inbox).is_empty() {
+            seat.wake();
         }
         let endings = Some(self.shutdown.connections().endings());
         if board.endings != endings {
-            // Until all have been told: the seat may be lost before that.
+            // Until all have been told: the seat may be lost before that, and others have to have
+            // their turns in between.
             board.endings = None;
-            for id in board.draining() {
+            let draining = board.draining();
+            let more = draining.len() > OTHERS_PER_ROUND;
+            for id in draining.into_iter().take(OTHERS_PER_ROUND) {
                 let told = self.advance(number, board, id, Occasion::Drain);
                 board = told.or_else(|| {
-                    // Whoever has the seat now goes on with it.
                     seat.wake();
                     None
                 })?;
             }
-            board.endings = endings;
+            if more {
+                seat.wake();
+            } else {
+                board.endings = endings;
+            }
         }
         Some(board)
     }

@@ -1,7 +1,6 @@
 //! The connections at one seat: which of them waits for what, and until when.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,7 +22,8 @@ pub(super) struct Board {
     places: HashMap<u64, Place>,
     /// Those that have more to do, and wait for their next turn.
     ready: VecDeque<u64>,
-    timers: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// One for each connection that has a deadline, or had one.
+    timers: BTreeSet<(Instant, u64)>,
     /// When clients are let in again, if they are not now.
     pub(super) listen_at: Option<Instant>,
     /// How often connections had been told to end when all that have to knew; nothing if some may not.
@@ -51,7 +51,7 @@ impl Board {
             now: Instant::now(),
             places: HashMap::new(),
             ready: VecDeque::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
             listen_at: None,
             endings: Some(0),
         }
@@ -68,7 +68,7 @@ impl Board {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let timer = self.timers.peek().map(|Reverse((when, _))| *when);
+        let timer = self.timers.first().map(|(when, _)| *when);
         let next = timer.into_iter().chain(self.listen_at).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -122,8 +122,10 @@ impl Board {
                 let deadline = Instant::now() + within;
                 place.deadline = Some(deadline);
                 if place.timer.is_none_or(|timer| timer > deadline) {
-                    place.timer = Some(deadline);
-                    self.timers.push(Reverse((deadline, id)));
+                    if let Some(later) = place.timer.replace(deadline) {
+                        self.timers.remove(&(later, id));
+                    }
+                    self.timers.insert((deadline, id));
                 }
             }
         }
@@ -133,7 +135,10 @@ impl Board {
     /// A connection that was taken does not come back. Its socket has been closed, and the kernel
     /// has forgotten it.
     pub(super) fn remove(&mut self, id: u64) {
-        self.places.remove(&id);
+        let place = self.places.remove(&id);
+        if let Some(when) = place.and_then(|place| place.timer) {
+            self.timers.remove(&(when, id));
+        }
     }
 
     /// How many wait for a turn, and nothing else.
@@ -149,24 +154,20 @@ impl Board {
     /// One whose time is over. One that was moved is looked at then.
     pub(super) fn next_due(&mut self) -> Option<u64> {
         loop {
-            let &Reverse((when, id)) = self.timers.peek()?;
+            let &(when, id) = self.timers.first()?;
             if when > self.now {
                 return None;
             }
-            self.timers.pop();
+            self.timers.pop_first();
             let Some(place) = self.places.get_mut(&id) else {
                 continue;
             };
-            // There is an earlier one.
-            if place.timer != Some(when) {
-                continue;
-            }
             place.timer = None;
             match place.deadline {
                 Some(deadline) if deadline <= self.now => return Some(id),
                 Some(deadline) => {
                     place.timer = Some(deadline);
-                    self.timers.push(Reverse((deadline, id)));
+                    self.timers.insert((deadline, id));
                 }
                 None => {}
             }
