@@ -1,5 +1,4 @@
-//! How the server ends: no new connections, the messages in progress answered, then everybody told
-//! and closed; or another process takes over.
+//! Tells a server to end, or to hand over to another process, and wakes whoever has to know.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,5 +1,4 @@
-//! One client's socket, as a thread that blocks on it uses it: its time limits, and how it is closed
-//! so that the client hears the last word.
+//! One client's socket: waited for, or not, as its driver has it.
 
 use std::ffi::c_int;
 use std::io;
