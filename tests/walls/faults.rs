@@ -220,12 +220,17 @@ struct Stuck(libc::pid_t);
 
 impl Stuck {
     fn stop(server: &Server) -> Stuck {
-        let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap();
-        let mut tasks = tasks.map(|task| task.unwrap().path());
         let is_writer = |task: &std::path::PathBuf| {
             fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "recordings")
         };
-        let task = tasks.find(is_writer).unwrap();
+        let mut task = None;
+        // A thread names itself when it first runs.
+        eventually("the writer has begun", || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap();
+            task = tasks.map(|task| task.unwrap().path()).find(is_writer);
+            task.is_some()
+        });
+        let task = task.unwrap();
         let thread = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
         assert!(ptrace(libc::PTRACE_SEIZE, thread));
         assert!(ptrace(libc::PTRACE_INTERRUPT, thread));
