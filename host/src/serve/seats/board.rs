@@ -132,8 +132,8 @@ impl Board {
         place.parked = Some(parked);
     }
 
-    /// A connection that was taken does not come back. Its socket has been closed, and the kernel
-    /// has forgotten it.
+    /// A connection that was taken does not come back. With its place goes the last that holds its
+    /// socket, so the kernel forgets it.
     pub(super) fn remove(&mut self, id: u64) {
         let place = self.places.remove(&id);
         if let Some(when) = place.and_then(|place| place.timer) {
