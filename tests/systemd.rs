@@ -3,15 +3,17 @@
 
 use std::fs;
 use std::iter;
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::epoll::{self, EventData, EventFlags};
 use tempfile::TempDir;
 
 use crate::components::howdy;
@@ -134,6 +136,35 @@ fn who_connects_between_two_servers_is_served_by_the_next() {
     let _second = Activated::start(&listener);
     assert_eq!(waiting.hear(), "Welcome!\n");
     assert_eq!(waiting.hear(), "Hello, Ada!\n");
+}
+
+/// As a process does that is told of a client and hands its listener over before it accepts.
+#[test]
+fn whoever_is_told_of_a_client_and_does_not_accept_keeps_nobody_waiting() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
+    epoll::add(&epoll, &listener, EventData::new_u64(0), flags).unwrap();
+    epoll::add(&epoll, &stopped, EventData::new_u64(1), EventFlags::IN).unwrap();
+    let other = thread::spawn(move || {
+        let mut times = 0;
+        let mut events = [MaybeUninit::uninit(); 2];
+        loop {
+            let (events, _) = epoll::wait(&epoll, &mut events, None).unwrap();
+            if events.iter().any(|event| event.data.u64() == 1) {
+                return times;
+            }
+            times += 1;
+        }
+    });
+    let _server = Activated::start(&listener);
+    for _ in 0..10 {
+        greeted(address);
+    }
+    drop(stop);
+    assert!(other.join().unwrap() > 0);
 }
 
 #[test]

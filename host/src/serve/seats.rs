@@ -156,7 +156,7 @@ impl Seats {
         let monitor = Monitor::start(Arc::downgrade(&shared))?;
         shared.monitor.get_or_init(|| monitor);
         for (number, seat) in shared.seats.iter().enumerate() {
-            shared.listen(seat, true)?;
+            shared.listen(number, true)?;
             shutdown.connections().add_waker(seat.wake.try_clone()?);
             shared.threads.run(Order {
                 shared: Arc::clone(&shared),
@@ -182,8 +182,8 @@ impl Seats {
 
     /// Nobody is let in any more.
     pub(crate) fn stop_accepting(&self) {
-        for seat in &self.shared.seats {
-            let _ = self.shared.listen(seat, false);
+        for number in 0..self.shared.seats.len() {
+            let _ = self.shared.listen(number, false);
         }
         lock(&self.shared.entrance).listener = None;
     }
@@ -399,7 +399,7 @@ impl Shared {
             };
             board = self.advance(number, board, id, Occasion::TimeUp)?;
         }
-        if board.is_time_to_listen() && self.listen(seat, true).is_err() {
+        if board.is_time_to_listen() && self.listen(number, true).is_err() {
             board.listen_at = Some(Instant::now() + ACCEPT_PAUSE);
         }
         Some(board)
@@ -547,12 +547,12 @@ impl Shared {
                 Ok(Accepted::Refused) => {}
                 Ok(Accepted::Nobody) => break,
                 Ok(Accepted::Starved) => {
-                    let _ = self.listen(seat, false);
+                    let _ = self.listen(number, false);
                     board.listen_at = Some(Instant::now() + ACCEPT_PAUSE);
                     break;
                 }
                 Err(error) => {
-                    let _ = self.listen(seat, false);
+                    let _ = self.listen(number, false);
                     *lock(&self.broken) = Some(error);
                     let _ = rustix::io::write(&self.attention, &1_u64.to_ne_bytes());
                     break;
@@ -595,14 +595,19 @@ impl Shared {
     }
 
     /// Has clients let in by this seat, or not.
-    fn listen(&self, seat: &Seat, listens: bool) -> io::Result<()> {
+    fn listen(&self, number: usize, listens: bool) -> io::Result<()> {
+        let seat = &self.seats[number];
         let entrance = lock(&self.entrance);
         let Some(listener) = &entrance.listener else {
             return Ok(());
         };
         if listens {
-            // One client wakes one of them.
-            let flags = EventFlags::IN | EventFlags::EXCLUSIVE;
+            // A client wakes one seat of those that are exclusive, and this may be a seat of another
+            // process, which has just handed the listener over and accepts no more. So one is not.
+            let flags = match number {
+                0 => EventFlags::IN,
+                _ => EventFlags::IN | EventFlags::EXCLUSIVE,
+            };
             epoll::add(&seat.epoll, listener, EventData::new_u64(LISTENER), flags)?;
         } else {
             epoll::delete(&seat.epoll, listener)?;
