@@ -41,11 +41,6 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Its number, which no other connection of this server has or had.
-    pub(crate) fn id(&self) -> u64 {
-        self.client.id
-    }
-
     /// Whether it has to end, because the server does or its version of the guest.
     pub(crate) fn is_draining(&self) -> bool {
         self.permit.is_ending() || self.assignment.version.is_retired()

@@ -41,9 +41,9 @@ use crate::serve::seats::parked::{Occasion, Parked};
 use crate::serve::service::Service;
 use crate::serve::threads::Threads;
 
-/// What an event is about, where it is no connection. Those are numbered from 1.
-const WAKE: u64 = 0;
-const LISTENER: u64 = u64::MAX;
+/// What an event is about, where it is no connection; otherwise that is its place.
+const WAKE: u64 = u64::MAX;
+const LISTENER: u64 = u64::MAX - 1;
 
 /// How many connections more than another a seat may have before it lets that one have the next.
 const UNEVEN: usize = 8;
@@ -101,10 +101,9 @@ struct Entrance {
 enum Letter {
     /// A client that another seat has let in.
     New(Admitted),
-    /// A connection whose turn was finished after the seat had been lost.
-    Back(Box<Parked>),
-    /// One that ended so, by its number.
-    Gone(u64),
+    /// A connection whose turn was finished after the seat had been lost, for its place. Nothing, if
+    /// it has ended.
+    Back(usize, Option<Box<Parked>>),
 }
 
 /// For a thread: take this seat, if this turn is still under way.
@@ -269,10 +268,15 @@ impl Seat {
         self.wake();
     }
 
-    /// A connection has ended.
-    fn forget(&self, board: &mut Board, id: u64) {
-        board.remove(id);
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+    /// Puts a connection back into its place after a turn, or gives that up if it has ended.
+    fn put_back(&self, board: &mut Board, place: usize, parked: Option<Box<Parked>>) {
+        match parked {
+            Some(parked) => board.put(&self.epoll, place, parked),
+            None => {
+                board.give_up(place);
+                self.connections.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Begins a turn, for which the board is let go.
@@ -385,7 +389,7 @@ impl Shared {
             board = match event.data.u64() {
                 WAKE => self.look_up(number, board)?,
                 LISTENER => self.accept(number, board)?,
-                id => self.advance(number, board, id, Occasion::Told)?,
+                place => self.advance(number, board, place as usize, Occasion::Told)?,
             };
         }
         for _ in 0..board.ready() {
@@ -410,39 +414,35 @@ impl Shared {
         &'a self,
         number: usize,
         mut board: MutexGuard<'a, Board>,
-        id: u64,
+        place: usize,
         occasion: Occasion,
     ) -> Option<MutexGuard<'a, Board>> {
         let seat = &self.seats[number];
-        match board.take(id, occasion) {
-            Some(parked) => {
-                let turn = seat.begin_turn(number, board);
-                let parked = parked.advance(occasion);
-                self.put_back(seat, turn, id, parked)
-            }
+        match board.take(place, occasion) {
+            Some(parked) => self.take_turn(number, board, place, || parked.advance(occasion)),
             None => {
-                board.ignore(&seat.epoll, id);
+                board.ignore(&seat.epoll, place);
                 Some(board)
             }
         }
     }
 
-    /// Ends a turn, and puts its connection back, if there still is one.
-    fn put_back<'a>(
+    /// Lets go of the board for a turn of the connection at this place.
+    fn take_turn<'a>(
         &'a self,
-        seat: &'a Seat,
-        turn: u64,
-        id: u64,
-        parked: Option<Box<Parked>>,
+        number: usize,
+        board: MutexGuard<'a, Board>,
+        place: usize,
+        drive: impl FnOnce() -> Option<Box<Parked>>,
     ) -> Option<MutexGuard<'a, Board>> {
+        let seat = &self.seats[number];
+        let turn = seat.begin_turn(number, board);
+        let parked = drive();
         let Some(mut board) = seat.end_turn(turn) else {
-            seat.send(parked.map_or(Letter::Gone(id), Letter::Back));
+            seat.send(Letter::Back(place, parked));
             return None;
         };
-        match parked {
-            Some(parked) => board.put(&seat.epoll, parked),
-            None => seat.forget(&mut board, id),
-        }
+        seat.put_back(&mut board, place, parked);
         Some(board)
     }
 
@@ -459,13 +459,12 @@ impl Shared {
                 break;
             };
             match letter {
-                Letter::Back(parked) => {
-                    if parked.has_to_drain() {
+                Letter::Back(place, parked) => {
+                    if parked.as_ref().is_some_and(|parked| parked.has_to_drain()) {
                         board.endings = None;
                     }
-                    board.put(&seat.epoll, parked);
+                    seat.put_back(&mut board, place, parked);
                 }
-                Letter::Gone(id) => seat.forget(&mut board, id),
                 Letter::New(admitted) => {
                     board = self.start(number, board, admitted).or_else(|| {
                         // Whoever has the seat now goes on with the rest.
@@ -507,7 +506,6 @@ impl Shared {
         number: usize,
         mut board: MutexGuard<'a, Board>,
     ) -> Option<MutexGuard<'a, Board>> {
-        let seat = &self.seats[number];
         for _ in 0..ACCEPTS_PER_ROUND {
             if !self.shutdown.is_accepting() {
                 break;
@@ -584,14 +582,13 @@ impl Shared {
     fn start<'a>(
         &'a self,
         number: usize,
-        board: MutexGuard<'a, Board>,
+        mut board: MutexGuard<'a, Board>,
         admitted: Admitted,
     ) -> Option<MutexGuard<'a, Board>> {
-        let seat = &self.seats[number];
-        let id = admitted.client.id;
-        let turn = seat.begin_turn(number, board);
-        let parked = Parked::start(admitted, &self.service);
-        self.put_back(seat, turn, id, parked)
+        let place = board.reserve(Arc::clone(admitted.permit.stream()));
+        self.take_turn(number, board, place, || {
+            Parked::start(admitted, &self.service)
+        })
     }
 
     /// Has clients let in by this seat, or not.

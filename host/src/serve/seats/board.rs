@@ -1,12 +1,13 @@
 //! The connections at one seat: which of them waits for what, and until when.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use slab::Slab;
 
 use crate::serve::seats::parked::{Occasion, Parked, Waits};
 
@@ -19,11 +20,11 @@ pub(super) struct Board {
     turn: u64,
     /// When this round began.
     pub(super) now: Instant,
-    places: HashMap<u64, Place>,
+    places: Slab<Place>,
     /// Those that have more to do, and wait for their next turn.
-    ready: VecDeque<u64>,
-    /// One for each connection that has a deadline, or had one.
-    timers: BTreeSet<(Instant, u64)>,
+    ready: VecDeque<usize>,
+    /// One for each connection that has a deadline, or had one, with its place.
+    timers: BTreeSet<(Instant, usize)>,
     /// When clients are let in again, if they are not now.
     pub(super) listen_at: Option<Instant>,
     /// How often connections had been told to end when all that have to knew; nothing if some may not.
@@ -49,7 +50,7 @@ impl Board {
         Board {
             turn: FIRST_TURN,
             now: Instant::now(),
-            places: HashMap::new(),
+            places: Slab::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listen_at: None,
@@ -73,16 +74,28 @@ impl Board {
         Some(next.saturating_duration_since(Instant::now()))
     }
 
+    /// A place for a connection that is to be driven for the first time: it stays taken until it is
+    /// given up.
+    pub(super) fn reserve(&mut self, stream: Arc<TcpStream>) -> usize {
+        self.places.insert(Place {
+            parked: None,
+            stream,
+            interest: None,
+            deadline: None,
+            timer: None,
+        })
+    }
+
     /// Takes a connection from its place, if this is an occasion for it.
-    pub(super) fn take(&mut self, id: u64, occasion: Occasion) -> Option<Box<Parked>> {
-        let place = self.places.get_mut(&id)?;
+    pub(super) fn take(&mut self, place: usize, occasion: Occasion) -> Option<Box<Parked>> {
+        let place = self.places.get_mut(place)?;
         place.parked.take_if(|parked| parked.waits.is_for(occasion))
     }
 
     /// The kernel tells of a connection that is still driven, by a thread that has lost this seat. It
     /// would go on telling; when the connection is back, it is asked again.
-    pub(super) fn ignore(&mut self, epoll: &OwnedFd, id: u64) {
-        if let Some(place) = self.places.get_mut(&id)
+    pub(super) fn ignore(&mut self, epoll: &OwnedFd, place: usize) {
+        if let Some(place) = self.places.get_mut(place)
             && place.parked.is_none()
             && place.interest.take().is_some()
         {
@@ -90,16 +103,11 @@ impl Board {
         }
     }
 
-    /// Puts a connection into its place, a new one if need be, to wait for what it waits for.
-    pub(super) fn put(&mut self, epoll: &OwnedFd, parked: Box<Parked>) {
-        let id = parked.id();
-        let place = self.places.entry(id).or_insert(Place {
-            parked: None,
-            stream: Arc::clone(parked.stream()),
-            interest: None,
-            deadline: None,
-            timer: None,
-        });
+    /// Puts a connection back into its place, to wait for what it waits for.
+    pub(super) fn put(&mut self, epoll: &OwnedFd, id: usize, parked: Box<Parked>) {
+        let Some(place) = self.places.get_mut(id) else {
+            return;
+        };
         match parked.waits {
             Waits::Turn => {
                 place.deadline = None;
@@ -110,7 +118,7 @@ impl Board {
                     Waits::Room(_) => EventFlags::OUT,
                     _ => EventFlags::IN,
                 };
-                let data = EventData::new_u64(id);
+                let data = EventData::new_u64(id as u64);
                 let told = match place.interest {
                     Some(same) if same == flags => Ok(()),
                     Some(_) => epoll::modify(epoll, &place.stream, data, flags),
@@ -134,8 +142,8 @@ impl Board {
 
     /// A connection that was taken does not come back. With its place goes the last that holds its
     /// socket, so the kernel forgets it.
-    pub(super) fn remove(&mut self, id: u64) {
-        let place = self.places.remove(&id);
+    pub(super) fn give_up(&mut self, id: usize) {
+        let place = self.places.try_remove(id);
         if let Some(when) = place.and_then(|place| place.timer) {
             self.timers.remove(&(when, id));
         }
@@ -147,21 +155,19 @@ impl Board {
     }
 
     /// The one that has waited longest.
-    pub(super) fn next_ready(&mut self) -> Option<u64> {
+    pub(super) fn next_ready(&mut self) -> Option<usize> {
         self.ready.pop_front()
     }
 
     /// One whose time is over. One that was moved is looked at then.
-    pub(super) fn next_due(&mut self) -> Option<u64> {
+    pub(super) fn next_due(&mut self) -> Option<usize> {
         loop {
             let &(when, id) = self.timers.first()?;
             if when > self.now {
                 return None;
             }
             self.timers.pop_first();
-            let Some(place) = self.places.get_mut(&id) else {
-                continue;
-            };
+            let place = self.places.get_mut(id)?;
             place.timer = None;
             match place.deadline {
                 Some(deadline) if deadline <= self.now => return Some(id),
@@ -175,12 +181,12 @@ impl Board {
     }
 
     /// Those that have to end and do not know it.
-    pub(super) fn draining(&self) -> Vec<u64> {
+    pub(super) fn draining(&self) -> Vec<usize> {
         let draining = self.places.iter().filter(|(_, place)| {
             let parked = place.parked.as_ref();
             parked.is_some_and(|parked| parked.has_to_drain())
         });
-        draining.map(|(id, _)| *id).collect()
+        draining.map(|(id, _)| id).collect()
     }
 
     /// Whether clients are to be let in again.

@@ -94,15 +94,6 @@ impl Parked {
         self.go_on(wait)
     }
 
-    /// Its number, which no other connection of this server has or had.
-    pub(super) fn id(&self) -> u64 {
-        self.connection.held.id()
-    }
-
-    pub(super) fn stream(&self) -> &Arc<TcpStream> {
-        &self.stream
-    }
-
     pub(super) fn has_to_drain(&self) -> bool {
         !self.draining && self.lingering.is_none() && self.connection.held.is_draining()
     }
