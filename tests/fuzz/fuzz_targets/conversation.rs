@@ -62,6 +62,7 @@ impl Client {
                 self.receive(conversation.room())
             }
             Wait::Send => Some(self.send(conversation.output())),
+            Wait::Again => None,
             Wait::Room { within } => {
                 assert!(!within.is_zero());
                 // There is room, or the time is over.
