@@ -22,12 +22,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::limits::process::{
-    ACCEPT_PAUSE, ACCEPTS_PER_ROUND, EVENTS_PER_ROUND, OTHERS_PER_ROUND, THREAD_IDLE_TIME,
-    THREAD_STACK_BYTES,
+    ACCEPT_PAUSE, ACCEPTS_PER_ROUND, OTHERS_PER_ROUND, THREAD_IDLE_TIME, THREAD_STACK_BYTES,
 };
 use crate::logging::Recurring;
 use crate::process::capacity;
@@ -351,11 +349,9 @@ impl Shared {
         let Some(mut board) = seat.end_turn(stuck) else {
             return;
         };
-        let mut events = Vec::with_capacity(EVENTS_PER_ROUND);
         while !self.stopping.load(Ordering::SeqCst) {
             // A panic would be a bug of ours. It may cost one connection, and not all at the seat.
-            let round =
-                panic::catch_unwind(AssertUnwindSafe(|| self.round(number, board, &mut events)));
+            let round = panic::catch_unwind(AssertUnwindSafe(|| self.round(number, board)));
             board = match round.unwrap_or_else(|_| seat.reclaim()) {
                 Some(board) => board,
                 None => return,
@@ -368,28 +364,19 @@ impl Shared {
         &'a self,
         number: usize,
         mut board: MutexGuard<'a, Board>,
-        events: &mut Vec<epoll::Event>,
     ) -> Option<MutexGuard<'a, Board>> {
         let seat = &self.seats[number];
-        let time = board.patience();
-        let time = time.and_then(|time| Timespec::try_from(time).ok());
-        events.clear();
-        let room = rustix::buffer::spare_capacity(events);
-        match epoll::wait(&seat.epoll, room, time.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            // It cannot fail otherwise, and must not spin if it does.
-            Err(_) => std::thread::sleep(ACCEPT_PAUSE),
-        }
+        board.wait(&seat.epoll);
         board.now = Instant::now();
         seat.rounds.fetch_add(1, Ordering::SeqCst);
         if let Some(monitor) = self.monitor.get() {
             monitor.wake();
         }
-        for event in events.drain(..) {
-            board = match event.data.u64() {
+        while let Some((about, told)) = board.next_event() {
+            board = match about {
                 WAKE => self.look_up(number, board)?,
                 LISTENER => self.accept(number, board)?,
-                place => self.advance(number, board, place as usize, Occasion::Told)?,
+                place => self.advance(number, board, place as usize, Occasion::Told(told))?,
             };
         }
         for _ in 0..board.ready() {
@@ -417,13 +404,9 @@ impl Shared {
         place: usize,
         occasion: Occasion,
     ) -> Option<MutexGuard<'a, Board>> {
-        let seat = &self.seats[number];
         match board.take(place, occasion) {
             Some(parked) => self.take_turn(number, board, place, || parked.advance(occasion)),
-            None => {
-                board.ignore(&seat.epoll, place);
-                Some(board)
-            }
+            None => Some(board),
         }
     }
 

@@ -1,18 +1,28 @@
 //! The connections at one seat: which of them waits for what, and until when.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
 use slab::Slab;
 
-use crate::serve::seats::parked::{Occasion, Parked, Waits};
+use crate::limits::process::{ACCEPT_PAUSE, EVENTS_PER_ROUND};
+use crate::serve::seats::parked::{Occasion, Parked, Told, Waits};
 
 /// The turn of nobody, from which the first thread takes the seat.
 pub(super) const FIRST_TURN: u64 = 1;
+
+/// The client has ended its side, or the connection is no more.
+const LAST: EventFlags = EventFlags::RDHUP
+    .union(EventFlags::HUP)
+    .union(EventFlags::ERR);
 
 /// What a thread has that holds a seat.
 pub(super) struct Board {
@@ -21,6 +31,9 @@ pub(super) struct Board {
     /// When this round began.
     pub(super) now: Instant,
     places: Slab<Place>,
+    /// What the kernel has told, and about what. It does not tell it again, so this stays here for
+    /// whoever takes the seat.
+    events: VecDeque<(u64, Told)>,
     /// Those that have more to do, and wait for their next turn.
     ready: VecDeque<usize>,
     /// One for each connection that has a deadline, or had one, with its place.
@@ -38,6 +51,8 @@ struct Place {
     stream: Arc<TcpStream>,
     /// What the kernel tells of its socket, if anything.
     interest: Option<EventFlags>,
+    /// What it has told while that could not be acted upon.
+    told: Option<Told>,
     deadline: Option<Instant>,
     /// When the timer goes off that looks at the deadline. A deadline that moves on, as it does with
     /// every line, leaves the timer alone.
@@ -51,6 +66,7 @@ impl Board {
             turn: FIRST_TURN,
             now: Instant::now(),
             places: Slab::new(),
+            events: VecDeque::with_capacity(EVENTS_PER_ROUND),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listen_at: None,
@@ -64,8 +80,35 @@ impl Board {
         self.turn
     }
 
+    /// Waits until something has to be done.
+    pub(super) fn wait(&mut self, epoll: &OwnedFd) {
+        if !self.events.is_empty() {
+            return;
+        }
+        let time = self.patience();
+        let time = time.and_then(|time| Timespec::try_from(time).ok());
+        let mut room = [const { MaybeUninit::uninit() }; EVENTS_PER_ROUND];
+        match epoll::wait(epoll, &mut room, time.as_ref()) {
+            Ok((events, _)) => self.events.extend(events.iter().map(|event| {
+                let told = match { event.flags }.intersects(LAST) {
+                    true => Told::Last,
+                    false => Told::More,
+                };
+                (event.data.u64(), told)
+            })),
+            Err(Errno::INTR) => {}
+            // It cannot fail otherwise, and must not spin if it does.
+            Err(_) => thread::sleep(ACCEPT_PAUSE),
+        }
+    }
+
+    /// The next thing that the kernel has told, and what it is about.
+    pub(super) fn next_event(&mut self) -> Option<(u64, Told)> {
+        self.events.pop_front()
+    }
+
     /// How long nothing has to be done if nothing happens.
-    pub(super) fn patience(&self) -> Option<Duration> {
+    fn patience(&self) -> Option<Duration> {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -81,42 +124,47 @@ impl Board {
             parked: None,
             stream,
             interest: None,
+            told: None,
             deadline: None,
             timer: None,
         })
     }
 
-    /// Takes a connection from its place, if this is an occasion for it.
+    /// Takes a connection from its place, if this is an occasion for it. What the kernel has told
+    /// otherwise is kept, since it tells it once: the connection has its turn later, or is driven by a
+    /// thread that has lost this seat.
     pub(super) fn take(&mut self, place: usize, occasion: Occasion) -> Option<Box<Parked>> {
         let place = self.places.get_mut(place)?;
-        place.parked.take_if(|parked| parked.waits.is_for(occasion))
-    }
-
-    /// The kernel tells of a connection that is still driven, by a thread that has lost this seat. It
-    /// would go on telling; when the connection is back, it is asked again.
-    pub(super) fn ignore(&mut self, epoll: &OwnedFd, place: usize) {
-        if let Some(place) = self.places.get_mut(place)
-            && place.parked.is_none()
-            && place.interest.take().is_some()
-        {
-            let _ = epoll::delete(epoll, &place.stream);
+        let parked = place.parked.take_if(|parked| parked.waits.is_for(occasion));
+        if let (None, Occasion::Told(told)) = (&parked, occasion) {
+            place.told = place.told.max(Some(told));
         }
+        parked
     }
 
     /// Puts a connection back into its place, to wait for what it waits for.
-    pub(super) fn put(&mut self, epoll: &OwnedFd, id: usize, parked: Box<Parked>) {
+    pub(super) fn put(&mut self, epoll: &OwnedFd, id: usize, mut parked: Box<Parked>) {
         let Some(place) = self.places.get_mut(id) else {
             return;
         };
+        if parked.waits != Waits::Turn
+            && let Some(told) = place.told.take()
+        {
+            parked.hear(told);
+        }
         match parked.waits {
             Waits::Turn => {
                 place.deadline = None;
                 self.ready.push_back(id);
             }
             Waits::Input(within) | Waits::Room(within) | Waits::End(within) => {
+                // Told once of what comes, not as long as it is there: the kernel would look at each
+                // socket twice for a line, and would go on telling of a connection that is driven by
+                // a thread that has lost this seat.
                 let flags = match parked.waits {
-                    Waits::Room(_) => EventFlags::OUT,
-                    _ => EventFlags::IN,
+                    Waits::Room(_) => EventFlags::OUT | EventFlags::ET,
+                    Waits::End(_) => EventFlags::IN,
+                    _ => EventFlags::IN | EventFlags::RDHUP | EventFlags::ET,
                 };
                 let data = EventData::new_u64(id as u64);
                 let told = match place.interest {

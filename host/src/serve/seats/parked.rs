@@ -19,6 +19,10 @@ pub(super) struct Parked {
     service: Arc<Service>,
     /// That it has to end has been told.
     draining: bool,
+    /// There may be input of which the kernel does not tell again.
+    unread: bool,
+    /// What there is now is the last.
+    is_last: bool,
     /// It has ended, and its client has to take note.
     lingering: Option<Lingering>,
     pub(super) waits: Waits,
@@ -39,11 +43,21 @@ pub(super) enum Waits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
     /// The kernel tells that there is what it waits for.
-    Told,
+    Told(Told),
     TimeUp,
     Turn,
     /// It has to end.
     Drain,
+}
+
+/// What the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Told {
+    /// There is something.
+    More,
+    /// There is something, and nothing will come after it: the client has ended its side, or the
+    /// connection is no more.
+    Last,
 }
 
 impl Waits {
@@ -51,7 +65,7 @@ impl Waits {
     pub(super) fn is_for(self, occasion: Occasion) -> bool {
         match occasion {
             Occasion::Turn => self == Waits::Turn,
-            Occasion::Told | Occasion::TimeUp | Occasion::Drain => self != Waits::Turn,
+            Occasion::Told(_) | Occasion::TimeUp | Occasion::Drain => self != Waits::Turn,
         }
     }
 }
@@ -66,23 +80,30 @@ impl Parked {
             stream,
             service: Arc::clone(service),
             draining: false,
+            unread: false,
+            is_last: false,
             lingering: None,
             waits: Waits::Turn,
         });
-        parked.go_on(wait)
+        parked.go_on(wait, false)
     }
 
     /// Drives it. Returns nothing when it is over.
     pub(super) fn advance(mut self: Box<Parked>, occasion: Occasion) -> Option<Box<Parked>> {
         if self.lingering.is_some() {
-            return self.linger(occasion == Occasion::Told);
+            return self.linger(matches!(occasion, Occasion::Told(_)));
         }
+        let mut received = false;
         let wait = match (occasion, self.waits) {
             (Occasion::Drain, _) => {
                 self.draining = true;
                 self.connection.turn(Event::Drain)
             }
-            (Occasion::Told, Waits::Input(_)) => self.receive(None),
+            (Occasion::Told(told), Waits::Input(_)) => {
+                self.is_last |= told == Told::Last;
+                received = true;
+                self.receive(None)
+            }
             // What has come in time and was not looked at yet counts.
             (Occasion::TimeUp, Waits::Input(_)) => self.receive(Some(Event::Deadline)),
             (Occasion::TimeUp, Waits::Room(_)) => {
@@ -91,7 +112,14 @@ impl Parked {
             }
             _ => self.connection.resume(),
         };
-        self.go_on(wait)
+        self.go_on(wait, received)
+    }
+
+    /// The kernel has told something that could not be acted upon.
+    pub(super) fn hear(&mut self, told: Told) {
+        self.is_last |= told == Told::Last;
+        self.unread = true;
+        self.waits = Waits::Turn;
     }
 
     pub(super) fn has_to_drain(&self) -> bool {
@@ -105,7 +133,13 @@ impl Parked {
     /// Reads what there is. If that is nothing, `otherwise` has happened, or nothing has.
     fn receive(&mut self, otherwise: Option<Event>) -> Option<Wait> {
         let room = self.connection.conversation.room();
-        let event = match Socket::new(&self.stream).receive_now(room) {
+        let room_bytes = room.len();
+        let received = Socket::new(&self.stream).receive_now(room);
+        self.unread = match &received {
+            Ok(count) => self.is_last || *count == room_bytes,
+            Err(error) => error.kind() == ErrorKind::Interrupted,
+        };
+        let event = match received {
             // It was cut.
             Ok(0) if self.connection.held.is_draining() => Event::Drain,
             Ok(0) => Event::Eof,
@@ -121,8 +155,12 @@ impl Parked {
         self.connection.turn(event)
     }
 
-    /// Does what can be done at once.
-    fn go_on(mut self: Box<Parked>, mut wait: Option<Wait>) -> Option<Box<Parked>> {
+    /// Does what can be done at once; `received`, if input has had its part in this turn.
+    fn go_on(
+        mut self: Box<Parked>,
+        mut wait: Option<Wait>,
+        mut received: bool,
+    ) -> Option<Box<Parked>> {
         let mut sends = 0;
         self.waits = loop {
             wait = match wait {
@@ -131,7 +169,12 @@ impl Parked {
                     self.draining = true;
                     self.connection.turn(Event::Drain)
                 }
-                Some(Wait::Receive { within }) => break Waits::Input(within),
+                Some(Wait::Receive { within }) if !self.unread => break Waits::Input(within),
+                Some(Wait::Receive { .. }) if received => break Waits::Turn,
+                Some(Wait::Receive { .. }) => {
+                    received = true;
+                    self.receive(None)
+                }
                 Some(Wait::Room { within }) => break Waits::Room(within),
                 Some(Wait::Again) => break Waits::Turn,
                 Some(Wait::Send) if sends == SENDS_PER_TURN => break Waits::Turn,
