@@ -31,16 +31,19 @@ const SERVERS: [(&str, &[&str]); 6] = [
 
 /// Commands that would take minutes, or start this test again. `.ci/run` runs each as it stands here
 /// (`bench/compare` with options that make it short).
-const RUN_BY_CI: [&str; 9] = [
+const RUN_BY_CI: [&str; 12] = [
     "cargo test --workspace",
     "cargo fmt --all",
     "cargo clippy --workspace --all-targets",
     "bench/compare",
+    "bench/compare --shared",
     "cargo run -p bench --release",
     "cargo run -p bench --release -- --mode pipeline",
     "cargo run -p bench --release -- --mode churn",
     "cargo run -p bench --release -- --threads 1",
-    "cargo test -p host --release --test walls -- --ignored ten_thousand --nocapture",
+    "cargo run -p bench --release -- --threads 1 --mode hold --connections 19000 --rounds 1 -- --total-guest-memory=24GiB",
+    "cargo test -p host --release --test walls -- --ignored thousands --nocapture",
+    "cargo test -p host --release --test walls -- --ignored attacks_take_turns --nocapture",
 ];
 
 /// Commands that nobody runs as they stand, and why.

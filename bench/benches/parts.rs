@@ -102,7 +102,7 @@ fn connection(criterion: &mut Criterion) {
         ),
         (
             "a connection over loopback",
-            servers::airlock(&AIRLOCK, Scheduling::PerConnection),
+            servers::airlock(&AIRLOCK, Scheduling::PerConnection, &[]),
         ),
     ] {
         let server = Server::start(&subject, None).expect("a server");

@@ -5,9 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags as Flags;
-use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::connect;
 use crate::events::Events;
 use crate::fault::Fault;
 use crate::measured::Measured;
@@ -81,7 +80,7 @@ impl Load<'_> {
                 self.give_up_the_silent();
                 break;
             };
-            for event in 0..self.events.wait(until, self.pace)? {
+            for event in 0..self.events.wait_at(self.pace, until)? {
                 self.go_on(self.events.number(event))?;
             }
         }
@@ -115,25 +114,16 @@ impl Load<'_> {
     }
 
     fn begin(&self, place: usize, since: Instant) -> Result<Visit, Fault> {
-        let domain = Domain::for_address(self.address);
-        let kind = Type::STREAM.nonblocking();
-        let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
-        socket.set_tcp_nodelay(true)?;
-        match socket.connect(&self.address.into()) {
-            Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => {
-                return Err(Fault::Connect(self.address, error));
-            }
-            _ => {}
-        }
+        let stream = connect::begin(self.address, place)?;
         // Without a greeting, it is the client's turn as soon as it is connected.
         let flags = if self.plan.talk.greeting.is_empty() {
             Flags::OUT
         } else {
             Flags::IN
         };
-        self.events.add(&socket, place, flags)?;
+        self.events.add(&stream, place, flags)?;
         Ok(Visit {
-            stream: socket.into(),
+            stream,
             since,
             heard: 0,
             has_left: false,

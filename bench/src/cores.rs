@@ -1,4 +1,5 @@
-//! Which cores the server and the load run on, so that neither takes the other's time.
+//! Which cores the server and the load run on: apart, so that neither takes the other's time, or on the
+//! same two.
 
 use std::io;
 
@@ -19,8 +20,7 @@ impl Cores {
     /// # Errors
     /// The system does not let this thread choose.
     pub fn split() -> io::Result<Option<Cores>> {
-        let allowed = sched_getaffinity(None)?;
-        let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
+        let mut cores = allowed()?;
         let (Some(server), load) = (cores.next(), cores.collect::<Vec<_>>()) else {
             return Ok(None);
         };
@@ -30,6 +30,21 @@ impl Cores {
         pin(&load)?;
         Ok(Some(Cores { server, load }))
     }
+}
+
+/// Has this thread and what it starts, which are the server and the load, share two cores.
+///
+/// # Errors
+/// The system does not let this thread choose.
+pub fn share() -> io::Result<()> {
+    let cores: Vec<_> = allowed()?.take(2).collect();
+    pin(&cores)
+}
+
+/// Those that this thread may run on.
+fn allowed() -> io::Result<impl Iterator<Item = usize>> {
+    let allowed = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(move |&core| allowed.is_set(core)))
 }
 
 /// Has this thread, and what it starts, run on these cores.

@@ -40,19 +40,25 @@ impl Events {
         Ok(epoll::modify(&self.queue, socket, number, flags)?)
     }
 
-    /// Waits for events until this moment, at a fixed pace precisely, and returns how many came.
-    pub(crate) fn wait(&mut self, until: Instant, pace: Pace) -> io::Result<usize> {
-        let mut left = until.saturating_duration_since(Instant::now());
-        if pace.is_fixed() {
-            // Not by epoll, whose time has milliseconds on older kernels.
-            left = left.saturating_sub(WAKE_TIME);
-            if !left.is_zero() {
-                let queue = PollFd::new(&self.queue, PollFlags::IN);
-                interruptible(poll(&mut [queue], Timespec::try_from(left).ok().as_ref()))?;
-            }
-            left = Duration::ZERO;
-        }
+    /// Waits for events until this moment, and returns how many came.
+    pub(crate) fn wait(&mut self, until: Instant) -> io::Result<usize> {
+        let left = until.saturating_duration_since(Instant::now());
         self.look(Timespec::try_from(left).ok())
+    }
+
+    /// The same, at a fixed pace precisely.
+    pub(crate) fn wait_at(&mut self, pace: Pace, until: Instant) -> io::Result<usize> {
+        if !pace.is_fixed() {
+            return self.wait(until);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let left = left.saturating_sub(WAKE_TIME);
+        if !left.is_zero() {
+            // Not by epoll, whose time has milliseconds on older kernels.
+            let queue = PollFd::new(&self.queue, PollFlags::IN);
+            interruptible(poll(&mut [queue], Timespec::try_from(left).ok().as_ref()))?;
+        }
+        self.look(Some(Timespec::default()))
     }
 
     /// Waits for an event, however long it takes, and returns how many came.

@@ -8,6 +8,7 @@
 //! the parts of a connection cost, and the comparison with the servers in other languages of `peers`.
 
 mod churn;
+mod connect;
 pub mod cores;
 mod epoll_twin;
 mod events;

@@ -108,7 +108,7 @@ impl Load<'_> {
                 }
             }
             let next = self.ask_what_is_due(now);
-            for event in 0..self.events.wait(next, self.pace)? {
+            for event in 0..self.events.wait_at(self.pace, next)? {
                 let number = self.events.number(event);
                 self.attempt(number, |load, connection| load.go_on(number, connection));
             }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
@@ -23,24 +24,26 @@ pub(crate) struct Target<'a> {
 }
 
 pub(crate) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<Measured, Fault> {
-    let counts = shares(plan.connections, plan.load_threads);
+    let shares = shares(plan.connections, plan.load_threads);
     let all = |streams: Vec<_>| streams.into_iter().collect::<Result<Vec<_>, Fault>>();
     if plan.mode == Mode::Churn {
-        let parts = counts.into_iter().zip(paces(plan, plan.duration)).collect();
+        let parts = shares.into_iter().zip(paces(plan, plan.duration)).collect();
         return sum(on_threads(
             target.cores,
             progress,
             parts,
-            |(count, pace)| churn::visit(plan, target.address, pace, count),
+            |(numbers, pace)| churn::visit(plan, target.address, pace, numbers.len()),
         )?);
     }
     let before = resident_bytes(target.process);
-    let streams = all(on_threads(target.cores, progress, counts, |count| {
-        open::open(plan, target.address, count)
+    let began = Instant::now();
+    let streams = all(on_threads(target.cores, progress, shares, |numbers| {
+        open::open(plan, target.address, numbers)
     })?)?;
-    let mut grown = None;
+    let (mut greeted, mut grown) = (None, None);
     let mut duration = plan.duration;
     if plan.mode == Mode::Hold {
+        greeted = Some(began.elapsed());
         hold(duration, progress);
         let after = resident_bytes(target.process);
         grown = after.zip(before).map(|(after, before)| after - before);
@@ -54,6 +57,7 @@ pub(crate) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<M
         parts,
         |(streams, pace)| lines::converse(plan, pace, streams),
     )?)?;
+    measured.greeted = greeted;
     measured.resident_bytes = grown.map(|grown| grown / plan.connections as f64);
     Ok(measured)
 }
@@ -76,10 +80,11 @@ fn sum(parts: Vec<Result<Measured, Fault>>) -> Result<Measured, Fault> {
 }
 
 /// As even as can be, and no thread without a connection.
-fn shares(connections: usize, threads: usize) -> Vec<usize> {
+fn shares(connections: usize, threads: usize) -> Vec<Range<usize>> {
     let threads = threads.min(connections);
+    let end = |thread| connections * thread / threads;
     (0..threads)
-        .map(|number| connections / threads + usize::from(number < connections % threads))
+        .map(|thread| end(thread)..end(thread + 1))
         .collect()
 }
 
@@ -135,7 +140,7 @@ mod tests {
 
     #[test]
     fn connections_are_shared_out_among_the_threads() {
-        assert_eq!(shares(10, 3), [4, 3, 3]);
-        assert_eq!(shares(2, 4), [1, 1]);
+        assert_eq!(shares(10, 3), [0..3, 3..6, 6..10]);
+        assert_eq!(shares(2, 4), [0..1, 1..2]);
     }
 }

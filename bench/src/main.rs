@@ -37,7 +37,7 @@ fn run(options: &Options) -> Result<()> {
         let compared = turns::compare(
             &plan,
             options.rounds,
-            (&airlock, options.threads),
+            (&airlock, options.threads, &options.airlock),
             &itself,
             &progress,
         )?;

@@ -24,6 +24,9 @@ pub struct Measured {
     pub errors: u64,
     /// Why the first of them was.
     pub fault: Option<Fault>,
+    /// From when the first connection was begun until all had heard the greeting, if they came at
+    /// once to be held.
+    pub greeted: Option<Duration>,
     /// What the server's resident memory grew by for each held connection.
     pub resident_bytes: Option<f64>,
 }
@@ -38,6 +41,7 @@ impl Measured {
             unsent: 0,
             errors: 0,
             fault: None,
+            greeted: None,
             resident_bytes: None,
         }
     }

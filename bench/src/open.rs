@@ -2,20 +2,26 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use airlock::process::capacity;
+use rustix::event::epoll::EventFlags as Flags;
 
+use crate::connect;
+use crate::events::Events;
 use crate::fault::Fault;
-use crate::plan::Plan;
+use crate::plan::{Mode, Plan};
 use crate::talk::{CHUNK, wrong};
 
-/// Connections that are opened before the greetings of all of them are heard: the way to a distant
-/// server is waited for once, and no backlog overflows.
+/// Connections that are on their way at once where it is not the coming that is measured: then no
+/// backlog overflows, which costs seconds.
 const BATCH: usize = 64;
 
 /// How long the end of a wrong greeting may take.
 const REST_TIME: Duration = Duration::from_millis(100);
+
+const GREETING: &str = "the greeting";
 
 /// Raises the limit of open files, of the servers that are started too.
 ///
@@ -29,66 +35,158 @@ pub fn make_room(connections: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Opens so many connections, which do not block from then on.
+/// Opens the connections with these numbers, which do not block. Those that will be held come all at
+/// once.
 pub(crate) fn open(
     plan: &Plan,
     address: SocketAddr,
-    count: usize,
+    numbers: Range<usize>,
 ) -> Result<Vec<TcpStream>, Fault> {
-    let mut streams: Vec<TcpStream> = Vec::with_capacity(count);
-    while streams.len() < count {
-        let greeted = streams.len();
-        for _ in 0..BATCH.min(count - greeted) {
-            let stream = connect(plan, address).map_err(|error| Fault::Connect(address, error))?;
-            streams.push(stream);
-        }
-        for stream in &streams[greeted..] {
-            hear_greeting(plan, stream)?;
-            stream.set_nonblocking(true)?;
-        }
-    }
-    Ok(streams)
+    let most = match plan.mode {
+        Mode::Hold => numbers.len(),
+        Mode::Ping | Mode::Pipeline | Mode::Churn => BATCH,
+    };
+    let mut opening = Opening {
+        plan,
+        address,
+        events: Events::new(most)?,
+        arrivals: Vec::with_capacity(numbers.len()),
+        greeted: 0,
+        room: vec![0; plan.talk.greeting.len()],
+    };
+    opening.run(numbers, most)?;
+    let streams = opening.arrivals.into_iter().map(|arrival| arrival.stream);
+    Ok(streams.collect())
 }
 
-fn connect(plan: &Plan, address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, plan.timeout)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(plan.timeout))?;
-    Ok(stream)
+/// A connection on its way.
+struct Arrival {
+    stream: TcpStream,
+    /// Bytes of the greeting.
+    heard: usize,
+    is_greeted: bool,
 }
 
-fn hear_greeting(plan: &Plan, mut stream: &TcpStream) -> Result<(), Fault> {
-    const WHAT: &str = "the greeting";
-    let greeting = &plan.talk.greeting;
-    let mut heard = vec![0; greeting.len()];
-    let mut end = 0;
-    while end < heard.len() {
-        end += match stream.read(&mut heard[end..]) {
-            Ok(0) => return Err(Fault::Closed(WHAT)),
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Err(Fault::Silent(WHAT, plan.timeout));
+struct Opening<'a> {
+    plan: &'a Plan,
+    address: SocketAddr,
+    events: Events,
+    arrivals: Vec<Arrival>,
+    greeted: usize,
+    room: Vec<u8>,
+}
+
+impl Opening<'_> {
+    /// Has at most so many on their way.
+    fn run(&mut self, mut numbers: Range<usize>, most: usize) -> Result<(), Fault> {
+        loop {
+            let free = most - (self.arrivals.len() - self.greeted);
+            for number in numbers.by_ref().take(free) {
+                self.begin(number)?;
             }
-            Err(error) => return Err(Fault::Broken(WHAT, error)),
-        };
-        // At once: a wrong one may be shorter, and the rest would never come.
-        if !greeting.starts_with(&heard[..end]) {
-            let line = [&heard[..end], &rest_of_line(stream, &heard[..end])].concat();
-            return Err(wrong(WHAT, &line, greeting));
+            if self.greeted == self.arrivals.len() {
+                return Ok(());
+            }
+            let until = Instant::now() + self.plan.timeout;
+            let count = self.events.wait(until)?;
+            if count == 0 && Instant::now() >= until {
+                return Err(self.silence());
+            }
+            for event in 0..count {
+                self.go_on(self.events.number(event))?;
+            }
         }
     }
-    Ok(())
+
+    fn begin(&mut self, number: usize) -> Result<(), Fault> {
+        let stream = connect::begin(self.address, number)?;
+        // Without a greeting, to be connected is all.
+        let what = if self.plan.talk.greeting.is_empty() {
+            Flags::OUT
+        } else {
+            Flags::IN
+        };
+        // Once for what is new, so that one that has been greeted is quiet.
+        self.events
+            .add(&stream, self.arrivals.len(), what | Flags::ET)?;
+        self.arrivals.push(Arrival {
+            stream,
+            heard: 0,
+            is_greeted: false,
+        });
+        Ok(())
+    }
+
+    fn go_on(&mut self, place: usize) -> Result<(), Fault> {
+        let arrival = &mut self.arrivals[place];
+        if arrival.is_greeted {
+            return Ok(());
+        }
+        let greeting = &self.plan.talk.greeting;
+        if let Some(error) = arrival.hear(greeting, &mut self.room)? {
+            return Err(match error.kind() {
+                ErrorKind::ConnectionReset => Fault::Broken(GREETING, error),
+                _ => Fault::Connect(self.address, error),
+            });
+        }
+        if arrival.heard == greeting.len() {
+            arrival.is_greeted = true;
+            self.greeted += 1;
+        }
+        Ok(())
+    }
+
+    /// Of one of those that nothing has happened to.
+    fn silence(&self) -> Fault {
+        let timeout = self.plan.timeout;
+        let is_connected = |arrival: &Arrival| arrival.stream.peer_addr().is_ok();
+        let silent = self.arrivals.iter().find(|arrival| !arrival.is_greeted);
+        if silent.is_some_and(is_connected) {
+            Fault::Silent(GREETING, timeout)
+        } else {
+            Fault::Connect(self.address, ErrorKind::TimedOut.into())
+        }
+    }
 }
 
-/// What a wrong greeting has beyond the length of the right one, so that it is shown whole.
-fn rest_of_line(mut stream: &TcpStream, heard: &[u8]) -> Vec<u8> {
-    let mut rest = Vec::new();
-    if !heard.contains(&b'\n') && stream.set_read_timeout(Some(REST_TIME)).is_ok() {
-        rest.resize(CHUNK, 0);
-        // No more is as good as an error here.
-        let count = stream.read(&mut rest).unwrap_or_default();
-        rest.truncate(count);
+impl Arrival {
+    /// Hears what there is of the greeting, or how the connection has failed.
+    fn hear(&mut self, greeting: &[u8], room: &mut [u8]) -> Result<Option<io::Error>, Fault> {
+        if greeting.is_empty() {
+            return Ok(self.stream.take_error()?);
+        }
+        while self.heard < greeting.len() {
+            let before = self.heard;
+            self.heard += match self.stream.read(&mut room[before..]) {
+                Ok(0) => return Err(Fault::Closed(GREETING)),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Ok(Some(error)),
+            };
+            // At once: a wrong one may be shorter, and the rest would never come.
+            let heard = &room[before..self.heard];
+            if greeting[before..self.heard] != *heard {
+                let line = [&greeting[..before], heard, &self.rest_of_line(heard)].concat();
+                return Err(wrong(GREETING, &line, greeting));
+            }
+        }
+        Ok(None)
     }
-    rest
+
+    /// What a wrong greeting has beyond the length of the right one, so that it is shown whole.
+    fn rest_of_line(&self, heard: &[u8]) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let mut stream = &self.stream;
+        let waits = stream
+            .set_nonblocking(false)
+            .and_then(|()| stream.set_read_timeout(Some(REST_TIME)));
+        if !heard.contains(&b'\n') && waits.is_ok() {
+            rest.resize(CHUNK, 0);
+            // No more is as good as an error here.
+            let count = stream.read(&mut rest).unwrap_or_default();
+            rest.truncate(count);
+        }
+        rest
+    }
 }

@@ -86,6 +86,10 @@ pub struct Options {
     #[command(flatten)]
     foreign: Foreign,
 
+    /// Airlock's other options
+    #[arg(value_name = "AIRLOCK-OPTION", last = true, conflicts_with = "address")]
+    pub airlock: Vec<String>,
+
     /// Be a native twin.
     #[arg(long, value_enum, hide = true, exclusive = true)]
     pub twin: Option<Twin>,

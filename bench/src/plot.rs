@@ -10,14 +10,17 @@ use crate::measured::Measured;
 /// In pixels.
 const SIZE: (u32, u32) = (900, 500);
 
-/// Colours of the curves, told apart by everybody (Okabe and Ito's).
-const COLOURS: [RGBColor; 6] = [
+/// Colours of the curves, told apart by everybody (Okabe and Ito's, and grey).
+const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
     RGBColor(230, 159, 0),
+    RGBColor(0, 0, 0),
+    RGBColor(150, 150, 150),
+    RGBColor(240, 228, 66),
 ];
 
 /// Points of a curve of latencies for each time that the answers beyond it are halved.

@@ -1,6 +1,7 @@
 //! What was measured, as text and as JSON.
 
 use std::fmt::Write;
+use std::iter;
 use std::time::Duration;
 
 use airlock::serve::scheduling::Scheduling;
@@ -19,6 +20,7 @@ const PARTS: [(&str, f64); 5] = [
     ("max", 1.0),
 ];
 
+const GREETED: &str = "all_greeted_seconds";
 const MEMORY: &str = "resident_bytes_per_connection";
 
 impl Plan {
@@ -35,7 +37,9 @@ impl Plan {
                 format!("{count} connections, {depth} lines in flight on each, {time}")
             }
             Mode::Churn => format!("connect, greeting, leave; {count} at a time, {time}"),
-            Mode::Hold => format!("{count} connections, held for {time}, then a line on each"),
+            Mode::Hold => {
+                format!("{count} connections at once, held for {time}, then a line on each")
+            }
         };
         let name = self.mode.name();
         format!("{name}: {what}{}", rate.unwrap_or_default())
@@ -75,6 +79,9 @@ pub fn as_text(plan: &Plan, measured: &Measured) -> String {
             format!("{:.0} {unit}/s", measured.per_second()),
         );
     }
+    if let Some(greeted) = measured.greeted {
+        row("all greeted", format!("within {}", shown(greeted)));
+    }
     for (name, part) in PARTS {
         row(name, shown(measured.latency(part)));
     }
@@ -108,6 +115,10 @@ fn run_as_json(measured: &Measured) -> Map<String, Value> {
         ("latency_seconds", Value::Object(latencies)),
         ("never_sent", json!(measured.unsent)),
         ("errors", json!(measured.errors)),
+        (
+            GREETED,
+            json!(measured.greeted.map(|time| time.as_secs_f64())),
+        ),
         (MEMORY, json!(measured.resident_bytes)),
     ];
     let known = entries.into_iter().filter(|(_, value)| !value.is_null());
@@ -148,7 +159,13 @@ fn rows(mode: Mode) -> Vec<Row> {
         scale: 1e6,
         value: Box::new(move |run| run.latency(part).as_secs_f64()),
     });
-    [first].into_iter().chain(latencies).collect()
+    let greeted = (mode == Mode::Hold).then(|| Row {
+        name: GREETED,
+        title: "all greeted within, ms".to_owned(),
+        scale: 1e3,
+        value: Box::new(|run| run.greeted.unwrap_or_default().as_secs_f64()),
+    });
+    iter::once(first).chain(greeted).chain(latencies).collect()
 }
 
 impl Row {
@@ -171,11 +188,14 @@ pub fn comparison_as_text(plan: &Plan, compared: &Comparison) -> String {
         1 => "1 round".to_owned(),
         rounds => format!("{rounds} rounds"),
     };
-    let threads = match compared.threads {
+    let mut options = match compared.threads {
         Scheduling::PerConnection => String::new(),
         Scheduling::Shared(count) => format!("; --threads {count}"),
     };
-    let mut text = format!("{}{threads}; medians of {rounds}\n", plan.title());
+    if !compared.options.is_empty() {
+        options += &format!("; {}", compared.options.join(" "));
+    }
+    let mut text = format!("{}{options}; medians of {rounds}\n", plan.title());
     text += &format!("{:34}{:>12}{:>12}{:>8}\n", "", "native", "airlock", "ratio");
     for row in rows(plan.mode) {
         let [native, airlock] = row.medians(compared).map(|value| value * row.scale);
@@ -215,6 +235,7 @@ pub fn comparison_as_json(plan: &Plan, compared: &Comparison) -> Value {
         .first()
         .map(|first| medians[first.name]["ratio"].clone());
     object.insert("threads".to_owned(), json!(compared.threads.to_string()));
+    object.insert("airlock_options".to_owned(), json!(compared.options));
     object.insert("ratio".to_owned(), json!(ratio));
     object.insert("medians".to_owned(), Value::Object(medians));
     object.insert("native".to_owned(), runs(&compared.native));

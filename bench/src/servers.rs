@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,11 +20,12 @@ use crate::load::Target;
 use crate::twin::Twin;
 
 /// A server that can be started again and again.
+#[derive(Clone)]
 pub struct Subject<'a> {
     /// What to call it.
     pub name: &'static str,
     /// It takes a free port and prints `listening on ADDR:PORT`.
-    pub command: Box<dyn Fn() -> Command + 'a>,
+    pub command: Rc<dyn Fn() -> Command + 'a>,
 }
 
 /// A running server. Dropping it ends it.
@@ -55,17 +57,17 @@ pub fn native(program: &Path, twin: Twin) -> Subject<'_> {
     };
     Subject {
         name,
-        command: Box::new(command),
+        command: Rc::new(command),
     }
 }
 
-/// `program`, which is an `airlock`, as a server with its default limits and its greeter, and with
-/// these threads, without the variables that would set options.
-pub fn airlock(program: &Path, threads: Scheduling) -> Subject<'_> {
+/// `program`, which is an `airlock`, as a server with its greeter, these threads and options and, for the
+/// rest, its default limits: without the variables that would set others.
+pub fn airlock<'a>(program: &'a Path, threads: Scheduling, options: &'a [String]) -> Subject<'a> {
     let command = move || {
         let mut command = Command::new(program);
         command.args(["--listen=127.0.0.1:0", "-q"]);
-        command.arg(format!("--threads={threads}"));
+        command.arg(format!("--threads={threads}")).args(options);
         for variable in cli::variables() {
             command.env_remove(variable);
         }
@@ -76,7 +78,7 @@ pub fn airlock(program: &Path, threads: Scheduling) -> Subject<'_> {
             Scheduling::PerConnection => "Airlock",
             Scheduling::Shared(_) => "Airlock, few threads",
         },
-        command: Box::new(command),
+        command: Rc::new(command),
     }
 }
 

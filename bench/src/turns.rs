@@ -37,19 +37,21 @@ pub struct Comparison {
     pub native: Vec<Measured>,
     /// Airlock's.
     pub threads: Scheduling,
-    /// Airlock, with its default limits and the greeter in its sandbox.
+    /// Airlock's too, beside the default limits.
+    pub options: Vec<String>,
+    /// Airlock, with the greeter in its sandbox.
     pub airlock: Vec<Measured>,
 }
 
-/// Starts `airlock` as a server with these threads and `airlock_bench` as its native twin, and loads
-/// them [in turn](load_in_turn).
+/// Starts `airlock` as a server with these threads and options and `airlock_bench` as its native twin,
+/// and loads them [in turn](load_in_turn).
 ///
 /// # Errors
 /// A server did not start, or one of its answers was wrong.
 pub fn compare(
     plan: &Plan,
     rounds: u32,
-    (airlock, threads): (&Path, Scheduling),
+    (airlock, threads, options): (&Path, Scheduling, &[String]),
     airlock_bench: &Path,
     progress: &Progress,
 ) -> Result<Comparison, Fault> {
@@ -59,7 +61,7 @@ pub fn compare(
     };
     let subjects = [
         servers::native(airlock_bench, twin),
-        servers::airlock(airlock, threads),
+        servers::airlock(airlock, threads, options),
     ];
     let cores = Cores::split()?;
     let turns = load_in_turn(plan, rounds, &subjects, 2, cores.as_ref(), progress)?;
@@ -69,6 +71,7 @@ pub fn compare(
     Ok(Comparison {
         native,
         threads,
+        options: options.to_vec(),
         airlock,
     })
 }

@@ -8,7 +8,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::LazyLock;
+use std::rc::Rc;
+use std::sync::{Barrier, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,13 +30,9 @@ fn bench(arguments: &[&str]) -> Output {
     // Built before the time begins to run.
     LazyLock::force(&AIRLOCK);
     let mut command = Command::new("timeout");
-    command.args(["30", AIRLOCK_BENCH]).args(arguments);
-    if !arguments
-        .iter()
-        .any(|argument| argument.starts_with("--duration"))
-    {
-        command.arg(SHORT);
-    }
+    command.args(["30", AIRLOCK_BENCH]);
+    let has_one = arguments.iter().any(|one| one.starts_with("--duration"));
+    command.args((!has_one).then_some(SHORT)).args(arguments);
     command.output().unwrap()
 }
 
@@ -48,7 +45,7 @@ fn airlock(options: &'static [&'static str]) -> Server<'static> {
     };
     let subject = Subject {
         name: "Airlock",
-        command: Box::new(command),
+        command: Rc::new(command),
     };
     Server::start(&subject, None).unwrap()
 }
@@ -63,7 +60,7 @@ fn report(arguments: &[&str]) -> String {
 }
 
 fn json_report(arguments: &[&str]) -> Value {
-    let all = [arguments, &["--json"]].concat();
+    let all = [&["--json"], arguments].concat();
     serde_json::from_str(&report(&all)).unwrap()
 }
 
@@ -109,7 +106,10 @@ fn every_mode_measures_a_server_that_answers_rightly() {
             assert!(number("answered") >= 1.0, "{report}");
             assert!(number("per_second") > 0.0, "{report}");
             match mode {
-                "hold" => assert_eq!(report["answered"], 10),
+                "hold" => {
+                    assert_eq!(report["answered"], 10);
+                    assert!(number("all_greeted_seconds") > 0.0, "{report}");
+                }
                 // A tenth of a second's lines, whatever the server can do.
                 _ if !rate.is_empty() => {
                     assert_eq!(number("answered") + number("never_sent"), 100.0, "{report}");
@@ -123,6 +123,8 @@ fn every_mode_measures_a_server_that_answers_rightly() {
             }
         }
     }
+    let text = report(&[&address, "--mode=hold"]);
+    assert!(text.contains("all greeted  within"), "{text}");
     let text = report(&[&address]);
     for words in [
         "ping: 64 connections",
@@ -226,6 +228,22 @@ fn a_missing_reply_is_an_error() {
 }
 
 #[test]
+fn those_that_are_held_come_all_at_once() {
+    const ALL: usize = 100;
+    static HERE: Barrier = Barrier::new(ALL);
+    let address = foreign(|mut stream, lines| {
+        HERE.wait();
+        let _ = stream.write_all(b"Welcome!\n");
+        for line in lines {
+            let _ = writeln!(stream, "Hello, {line}!");
+        }
+    });
+    let connections = format!("--connections={ALL}");
+    let report = json_report(&[&address.to_string(), "--mode=hold", &connections]);
+    assert_eq!(report["answered"], ALL);
+}
+
+#[test]
 fn other_servers_can_be_loaded() {
     let address = foreign(|mut stream, lines| {
         for line in lines.take_while(|line| line != "QUIT") {
@@ -268,6 +286,8 @@ fn where_nobody_listens_one_line_says_so() {
 fn options_that_contradict_each_other_are_refused() {
     // Another server has its threads already.
     let refused = bench(&["127.0.0.1:9", "--threads=1"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let refused = bench(&["127.0.0.1:9", "--", "-v"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(complaint(&["--depth=2"]).contains("--mode pipeline"));
     assert!(complaint(&["--mode=hold", "--rate=2"]).contains("--mode hold"));
@@ -351,6 +371,18 @@ fn without_an_address_both_servers_run_in_turn() {
         row[1..]
             .iter()
             .all(|number| number.parse::<f64>().unwrap() > 0.0)
+    );
+}
+
+#[test]
+fn airlock_has_the_options_that_are_for_it() {
+    let few = ["--mode=hold", "--connections=20", "--rounds=1", "--"];
+    let enough = json_report(&[&few[..], &["--max-connections=20"]].concat());
+    assert_eq!(enough["airlock_options"][0], "--max-connections=20");
+    let complaint = complaint(&[&few[..], &["--env=GREETING=Hi"]].concat());
+    assert!(
+        complaint.contains("Airlock: the greeting is `Hi`"),
+        "{complaint}"
     );
 }
 
