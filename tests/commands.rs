@@ -399,7 +399,7 @@ fn a_recording_stops_at_its_limit_and_the_conversation_goes_on() {
 
 #[test]
 fn a_folder_that_cannot_be_recorded_into_is_said_at_the_start() {
-    let output = airlock(&["--listen=127.0.0.1:0", "--record=/dev/null/records"]);
+    let output = airlock(&["-q", "--listen=127.0.0.1:0", "--record=/dev/null/records"]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = text(&output.stderr);
     assert!(

@@ -84,8 +84,9 @@ pub const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// them from it. (Half of it costs a hundredth of a core more.)
 pub const SEAT_TICK: Duration = Duration::from_millis(2);
 
-/// Clients that one thread lets in before it looks after those that it has.
-pub const ACCEPTS_PER_ROUND: usize = 16;
+/// Clients that one thread lets in before it looks after those that it has: faster than clients who
+/// all come at once can fill the kernel's queue, and no more than a tick of work.
+pub const ACCEPTS_PER_ROUND: usize = 256;
 
 /// Connections that a thread looks after before it asks again which there are.
 pub const EVENTS_PER_ROUND: usize = 256;

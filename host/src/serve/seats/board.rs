@@ -34,6 +34,8 @@ pub(super) struct Board {
     /// What the kernel has told, and about what. It does not tell it again, so this stays here for
     /// whoever takes the seat.
     events: VecDeque<(u64, Told)>,
+    /// There may be letters in the inbox, or connections that have to end.
+    pub(super) look_up: bool,
     /// Those that have more to do, and wait for their next turn.
     ready: VecDeque<usize>,
     /// One for each connection that has a deadline, or had one, with its place.
@@ -67,6 +69,7 @@ impl Board {
             now: Instant::now(),
             places: Slab::new(),
             events: VecDeque::with_capacity(EVENTS_PER_ROUND),
+            look_up: false,
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listen_at: None,
@@ -109,7 +112,7 @@ impl Board {
 
     /// How long nothing has to be done if nothing happens.
     fn patience(&self) -> Option<Duration> {
-        if !self.ready.is_empty() {
+        if self.look_up || !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
         let timer = self.timers.first().map(|(when, _)| *when);
