@@ -120,7 +120,7 @@ fn the_threads_of_guests_that_waited_end() {
     thread::scope(|scope| {
         for mode in MODES {
             scope.spawn(move || {
-                let server = Server::start(&[mode, "-q", "--env=DELAY_MS=500"]);
+                let server = Server::start(&[mode, "-q", "--env=DELAY_MS=2000"]);
                 // WASI's clock has threads too, which stay.
                 ask_together(&mut [server.greeted()]);
                 let before = server.threads();
