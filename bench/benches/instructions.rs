@@ -26,8 +26,10 @@ use std::process::{Command, ExitCode};
 
 use airlock::GREETER;
 use airlock::limits::Limits;
+use airlock::limits::process::Process;
 use airlock::limits::wire::Wire;
 use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::host::Host;
 use airlock::sandbox::linking::Sandbox;
 use airlock::sandbox::runtime::Runtime;
 use airlock::sandbox::session::Session;
@@ -157,8 +159,8 @@ fn run(work: &str) -> Result<()> {
         bail!("there is no part `{name}`");
     };
     // Small: callgrind has less room for addresses than a process has.
-    let limits = Limits::new(1, 1 << 30);
-    let runtime = Runtime::new(Vec::new(), limits, Compiler::new(COMPILER, false))?;
+    let host = Host::new(Process::new(1, 1 << 30), Compiler::new(COMPILER, false))?;
+    let runtime = Runtime::new(&host, Vec::new(), Limits::new(1));
     part(&Sandbox::new(&runtime, GREETER, &|| true)?, times.parse()?);
     Ok(())
 }

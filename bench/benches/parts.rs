@@ -13,8 +13,10 @@ use std::sync::LazyLock;
 
 use airlock::GREETER;
 use airlock::limits::Limits;
+use airlock::limits::process::Process;
 use airlock::limits::wire::LINE_BYTES;
 use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::host::Host;
 use airlock::sandbox::linking::Sandbox;
 use airlock::sandbox::runtime::Runtime;
 use airlock::sandbox::session::Session;
@@ -59,9 +61,9 @@ fn framing(criterion: &mut Criterion) {
 }
 
 fn guest(criterion: &mut Criterion) {
-    let limits = Limits::new(1000, 1 << 30);
-    let runtime =
-        Runtime::new(Vec::new(), limits, Compiler::new(&*AIRLOCK, false)).expect("an engine");
+    let process = Process::new(1000, 1 << 30);
+    let host = Host::new(process, Compiler::new(&*AIRLOCK, false)).expect("an engine");
+    let runtime = Runtime::new(&host, Vec::new(), Limits::new(1000));
     let sandbox = Sandbox::new(&runtime, GREETER, &|| true).expect("the greeter");
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {

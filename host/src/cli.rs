@@ -305,7 +305,7 @@ impl Serve {
     ///
     /// # Errors
     /// More connections were asked for than there is room for.
-    pub fn limits(&self, capacity: Capacity) -> Result<Limits, String> {
+    pub fn limits(&self, capacity: Capacity) -> Result<(Process, Limits), String> {
         let memory = self.guest_options.guest_memory;
         let (room, bound) = capacity.connections_with(memory.as_u64());
         if room == 0 {
@@ -346,7 +346,7 @@ impl Serve {
         let total_memory = self.total_guest_memory.map(|size| size.as_u64());
         let total_memory = total_memory.unwrap_or(capacity.guest_memory_bytes);
         let guest = self.guest_options.limits();
-        Ok(Limits {
+        let limits = Limits {
             wire: Wire {
                 line_bytes: bytes(self.max_line),
                 idle_time: self.idle_timeout.into(),
@@ -354,21 +354,26 @@ impl Serve {
                 write_time: self.write_timeout.into(),
             },
             guest: Guest {
-                // Where there is less, the kernel would end more than the compiler.
                 compile_memory_bytes: guest.compile_memory_bytes.min(capacity.guest_memory_bytes),
                 ..guest
             },
-            process: Process {
-                connections,
-                connections_per_ip: self
-                    .max_connections_per_ip
-                    .map_or(connections, |most| most as usize),
-                total_guest_memory_bytes: total_memory,
-                mappings: capacity.mappings,
-                thread_each: self.each().thread,
-                drain_time: self.lifecycle.drain_timeout.into(),
-            },
-        })
+            connections,
+            connections_per_ip: self
+                .max_connections_per_ip
+                .map_or(connections, |most| most as usize),
+        };
+        let process = Process {
+            services: 1,
+            connections,
+            total_guest_memory_bytes: total_memory,
+            guest_memory_bytes: guest.memory_bytes,
+            // Where there is less, the kernel would end more than the compiler.
+            total_compile_memory_bytes: capacity.guest_memory_bytes,
+            mappings: capacity.mappings,
+            thread_each: self.each().thread,
+            drain_time: self.lifecycle.drain_timeout.into(),
+        };
+        Ok((process, limits))
     }
 
     /// What each connection takes.
@@ -579,7 +584,11 @@ mod tests {
             addresses: u64::MAX,
         };
         let options = Cli::parse_from(["airlock"]).serve;
-        assert_eq!(options.limits(capacity), Ok(Limits::new(1000, 4 << 30)));
+        let process = Process {
+            total_compile_memory_bytes: 4 << 30,
+            ..Process::new(1000, 4 << 30)
+        };
+        assert_eq!(options.limits(capacity), Ok((process, Limits::new(1000))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod bindings;
 pub mod compiler;
 mod guest_log;
+pub mod host;
 mod instance_size;
 pub mod linking;
 mod machine;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use airlock::cli::GuestOptions;
 use airlock::limits::Limits;
+use airlock::limits::process::Process;
 use airlock::process::capacity::{self, Each};
 use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
 use airlock::versions::guest_file::GuestFile;
 use anyhow::{Context, Result, anyhow};
@@ -21,7 +23,13 @@ pub(crate) fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<
     let environment = environment.map_err(|error| anyhow!(error))?;
     let limits = Limits {
         guest: options.limits(),
-        ..Limits::new(1, capacity::claim(Each::DEFAULT).guest_memory_bytes)
+        ..Limits::new(1)
     };
-    Ok(Runtime::new(environment, limits, compiler)?)
+    let process = Process {
+        guest_memory_bytes: limits.guest.memory_bytes,
+        total_compile_memory_bytes: limits.guest.compile_memory_bytes,
+        ..Process::new(1, capacity::claim(Each::DEFAULT).guest_memory_bytes)
+    };
+    let host = Host::new(process, compiler)?;
+    Ok(Runtime::new(&host, environment, limits))
 }

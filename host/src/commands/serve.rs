@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
@@ -11,6 +11,7 @@ use airlock::process::shutdown::Shutdown;
 use airlock::process::takeover::{Predecessor, TakeoverSocket};
 use airlock::process::{capacity, heap, service_manager};
 use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
 use airlock::serve::listener;
 use airlock::serve::recording::Recordings;
@@ -33,17 +34,18 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     }
     heap::settle();
     let capacity = capacity::claim(options.each());
-    let limits = options.limits(capacity).map_err(|error| anyhow!(error))?;
+    let (process, limits) = options.limits(capacity).map_err(|error| anyhow!(error))?;
     // Before it is read: when it changes from then on, it is read again.
     let seen = options.guest.as_deref().and_then(Fingerprint::of);
     let guest = match &options.guest {
         None => GuestFile::from(GREETER.to_vec()),
         Some(path) => read(path)?,
     };
-    tracing::debug!(?capacity, ?limits, "this server's bounds");
+    tracing::debug!(?capacity, ?process, ?limits, "this server's bounds");
     let environment = options.guest_options.environment();
     let environment = environment.map_err(|error| anyhow!(error))?;
-    let runtime = Runtime::new(environment, limits, Compiler::this_program(false))?;
+    let host = Host::new(process, Compiler::this_program(false))?;
+    let runtime = Runtime::new(&host, environment, limits);
     let passed = trial::run(&runtime, &guest.bytes, &|| true);
     let passed = passed.with_context(|| match &options.guest {
         None => "cannot serve the built-in greeter".to_owned(),
@@ -163,7 +165,7 @@ fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
                     _ if signal != SIGHUP && shutdown.is_draining() => {
                         tracing::warn!("ending at once: told to end a second time");
                         logging::end();
-                        process::exit(1);
+                        std::process::exit(1);
                     }
                     _ if signal != SIGHUP => shutdown.drain(),
                     Some(reload) => reload.reload(),

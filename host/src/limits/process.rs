@@ -4,15 +4,21 @@ use std::time::Duration;
 
 use crate::limits::guest;
 
-/// The bounds of the whole process.
+/// The bounds of the whole process, which its services share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
-    /// Connections served at once; one more is answered `error: too many connections`.
+    /// Services, each of which has a part of what follows to itself, and may try a new version beside
+    /// its connections.
+    pub services: usize,
+    /// Connections of all services together.
     pub connections: usize,
-    /// Connections served at once from one address (of IPv6: from one /64 network).
-    pub connections_per_ip: usize,
     /// Bytes of the linear memories of all instances together.
     pub total_guest_memory_bytes: u64,
+    /// Bytes of the linear memories of one instance, of whichever service may have most: for each
+    /// there are addresses.
+    pub guest_memory_bytes: usize,
+    /// Bytes of addresses of all processes that compile guests.
+    pub total_compile_memory_bytes: u64,
     /// Memory mappings of all connections together, which the kernel bounds.
     pub mappings: u64,
     /// Whether each connection has a thread of its own, which takes mappings too.
@@ -26,9 +32,11 @@ impl Process {
     /// `connections` and may give guests `total_guest_memory_bytes`.
     pub const fn new(connections: usize, total_guest_memory_bytes: u64) -> Process {
         Process {
+            services: 1,
             connections,
-            connections_per_ip: connections,
             total_guest_memory_bytes,
+            guest_memory_bytes: guest::GUEST_MEMORY_BYTES,
+            total_compile_memory_bytes: guest::COMPILE_MEMORY_BYTES,
             mappings: u64::MAX,
             thread_each: true,
             drain_time: DRAIN_TIME,

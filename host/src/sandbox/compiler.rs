@@ -33,6 +33,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_internal_cache::{Cache, CacheConfig, ModuleCacheEntry};
 
+use crate::budget::{Budget, Claim};
 use crate::limits::guest::{
     CACHED_BYTES, COMPILE_THREADS, COMPILED_BYTES, GUEST_IMAGE_BYTES, Guest, LOAD_MEMORY_BYTES,
 };
@@ -80,19 +81,24 @@ impl Compiler {
     }
 
     /// A component that is ready to be linked, compiled now or earlier; what an instance takes; and
-    /// the machine to run it on, of those that `machine` gives. It is given up when it is no longer
-    /// `wanted`, which is asked all the time.
+    /// the machine to run it on, of those that `machine` gives. Compiling waits for its part of the
+    /// `memory` of all that compile. It is given up when it is no longer `wanted`, which is asked all
+    /// the time.
     pub(super) fn compile(
         &self,
         machine: &dyn Fn(bool) -> Arc<Machine>,
+        memory: &Arc<Budget>,
         limits: &Guest,
         component: &[u8],
         wanted: &dyn Fn() -> bool,
     ) -> Result<Loaded, RejectedGuest> {
+        let settings = machine(false).settings;
         let compile = || {
             let task = |input: &[u8], memory_bytes, load| {
-                Compilation::run(&self.program, limits, input, memory_bytes, load, wanted)
+                let arguments = child::arguments(settings, limits, memory_bytes, load);
+                Compilation::run(&self.program, limits, arguments, input, wanted)
             };
+            let _memory = wait_for(memory, limits.compile_memory_bytes, wanted)?;
             let output = task(component, limits.compile_memory_bytes, false)?;
             // Before it is done here: what it takes to load it is the file's business too.
             let load_bytes = LOAD_MEMORY_BYTES + 4 * output.len() as u64;
@@ -112,7 +118,7 @@ impl Compiler {
             machine,
             compile: &compile,
         };
-        ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
+        let loaded = ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
             &key,
             |key| (key.compile)(),
             |_, loaded| loaded.to_be_kept(),
@@ -120,8 +126,26 @@ impl Compiler {
                 let compiled = Compiled::read(bytes)?;
                 Loaded::new(&(key.machine)(compiled.images), &compiled).ok()
             },
-        )
+        )?;
+        // The machine may have room for larger ones, of other services.
+        too_large(&loaded.component, limits).map_or(Ok(loaded), Err)
     }
+}
+
+/// A compiler's part of the memory that all of them may take together, when there is as much.
+fn wait_for(
+    memory: &Arc<Budget>,
+    bytes: u64,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Claim, RejectedGuest> {
+    let mut claim = Claim::none(memory);
+    while !claim.cover(bytes) {
+        if !wanted() {
+            return Err(RejectedGuest::NotWanted);
+        }
+        thread::sleep(LOOK_TIME);
+    }
+    Ok(claim)
 }
 
 /// A component in this process.
@@ -182,15 +206,13 @@ impl Compilation {
     fn run(
         program: &PathBuf,
         limits: &Guest,
+        arguments: Vec<String>,
         input: &[u8],
-        memory_bytes: u64,
-        load: bool,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Vec<u8>, RejectedGuest> {
         let started = Instant::now();
         let mut compilation =
-            Compilation::start(program, child::arguments(limits, memory_bytes, load))
-                .map_err(RejectedGuest::NoCompiler)?;
+            Compilation::start(program, arguments).map_err(RejectedGuest::NoCompiler)?;
         let deadline = started + limits.compile_time;
         let spoken = started + SILENT_TIME;
         let mut silent = true;
@@ -387,19 +409,20 @@ fn why_too_large(
     compiled: &Compiled,
     error: &wasmtime::Error,
 ) -> RejectedGuest {
-    const PAGE_BYTES: u64 = 64 * 1024;
-    let needed_pages = Engine::new(&machine::config(machine.settings))
+    Engine::new(&machine::config(machine.settings))
         .and_then(|engine| compiled.load(&engine))
         .ok()
-        .and_then(|component| component.resources_required()?.max_initial_memory_size)
-        .unwrap_or(0);
+        .and_then(|component| too_large(&component, limits))
+        .unwrap_or_else(|| RejectedGuest::Invalid(one_line(error)))
+}
+
+/// Why its instances would begin with more memory than they may have, if they would.
+fn too_large(component: &Component, limits: &Guest) -> Option<RejectedGuest> {
+    const PAGE_BYTES: u64 = 64 * 1024;
+    let needed_pages = component.resources_required()?.max_initial_memory_size?;
     let needed_bytes = needed_pages.saturating_mul(PAGE_BYTES);
-    if needed_bytes > limits.memory_bytes as u64 {
-        RejectedGuest::Memory {
-            needed_bytes,
-            limit_bytes: limits.memory_bytes,
-        }
-    } else {
-        RejectedGuest::Invalid(one_line(error))
-    }
+    (needed_bytes > limits.memory_bytes as u64).then_some(RejectedGuest::Memory {
+        needed_bytes,
+        limit_bytes: limits.memory_bytes,
+    })
 }

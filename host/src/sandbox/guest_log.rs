@@ -82,8 +82,8 @@ struct Shared {
 }
 
 impl LogRate {
-    /// What all guests of the process share.
-    pub(super) fn of_process() -> Arc<LogRate> {
+    /// What all guests of a service share.
+    pub(super) fn of_service() -> Arc<LogRate> {
         let rate = Rate::new(
             limits::guest::ALL_LOG_BURST_LINES,
             limits::guest::ALL_LOG_LINES_PER_SECOND,
@@ -92,12 +92,12 @@ impl LogRate {
     }
 
     /// What the instances of a version share.
-    pub(super) fn of_version(process: &Arc<LogRate>) -> Arc<LogRate> {
+    pub(super) fn of_version(service: &Arc<LogRate>) -> Arc<LogRate> {
         let rate = Rate::new(
             limits::guest::VERSION_LOG_BURST_LINES,
             limits::guest::VERSION_LOG_LINES_PER_SECOND,
         );
-        LogRate::new("a version's guests", rate, Some(Arc::clone(process)))
+        LogRate::new("a version's guests", rate, Some(Arc::clone(service)))
     }
 
     fn new(of: &'static str, rate: Rate, whole: Option<Arc<LogRate>>) -> Arc<LogRate> {
@@ -349,22 +349,22 @@ mod tests {
 
     #[test]
     fn a_line_is_cut_at_its_limit() {
-        let log = log("stdout", &LogRate::of_process());
+        let log = log("stdout", &LogRate::of_service());
         log.lines().write(&[b'x'; 10 * LOG_LINE_BYTES]);
         assert_eq!(log.lines().pending.len(), LOG_LINE_BYTES);
     }
 
     #[test]
     fn a_flood_is_dropped_and_counted() {
-        let log = log("stdout", &LogRate::of_process());
+        let log = log("stdout", &LogRate::of_service());
         log.lines().write(&b"x\n".repeat(100_000));
         assert!(log.lines().dropped > 90_000, "{}", log.lines().dropped);
     }
 
     #[test]
     fn reconnecting_gives_no_right_to_print_more() {
-        let process = LogRate::of_process();
-        let versions = [(); 3].map(|()| LogRate::of_version(&process));
+        let service = LogRate::of_service();
+        let versions = [(); 3].map(|()| LogRate::of_version(&service));
         let now = Instant::now();
         let logged = |version: &Arc<LogRate>| {
             let lines = (0..10_000).filter(|_| version.take(now, 1));
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn the_last_words_are_whole_lines_and_bounded() {
-        let all = LogRate::of_process();
+        let all = LogRate::of_service();
         let stderr = log("stderr", &all);
         assert_eq!(stderr.last_words(), "");
         stderr.lines().write(b"Traceback:\n  it\x1b[2J failed");

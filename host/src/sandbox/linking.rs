@@ -56,11 +56,8 @@ impl Sandbox {
             Some(b"\0asm\x01\x00\x00\x00") => return Err(RejectedGuest::CoreModule),
             _ => return Err(RejectedGuest::NotWasm),
         }
-        let machine = |images| runtime.machine(images);
-        let loaded =
-            runtime
-                .compiler
-                .compile(&machine, &runtime.limits.guest, component, wanted)?;
+        let guest = &runtime.limits.guest;
+        let loaded = runtime.host.compile(guest, component, wanted)?;
         Sandbox::link(
             runtime,
             loaded.machine,

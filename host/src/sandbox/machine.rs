@@ -1,6 +1,6 @@
-//! Once per server: Wasmtime's engine with its pool, what guests may import, and the clock of calls.
+//! Once per process: Wasmtime's engine with its pool, what guests may import, and the clock of calls.
 //!
-//! All versions of a guest share one engine, because the pool of memories belongs to an engine: a
+//! All versions of all guests share one engine, because the pool of memories belongs to an engine: a
 //! pool for each version would multiply what a server reserves, and its memory mappings, which the
 //! kernel bounds. (Or two: guests that start from a large image have one of their own, since whether
 //! memories begin as images is a setting of the engine.)
@@ -14,7 +14,7 @@ use wasmtime::{
 };
 
 use crate::limits;
-use crate::limits::Limits;
+use crate::limits::process::Process;
 use crate::sandbox::rejection::{RejectedGuest, reason};
 use crate::sandbox::ticker::Ticker;
 use crate::sandbox::wasi::{self, State};
@@ -22,7 +22,7 @@ use crate::sandbox::wasi::{self, State};
 /// What compiled code depends on besides the component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// `--guest-memory`.
+    /// The largest `--guest-memory` of all services.
     pub(super) guest_memory_bytes: usize,
     /// Memories begin as copy-on-write images.
     pub(super) images: bool,
@@ -41,13 +41,13 @@ pub(super) struct Machines {
     plain: Arc<Machine>,
     /// For guests that start from a large image; made with the first of them.
     with_images: Mutex<Option<Arc<Machine>>>,
-    limits: Limits,
+    limits: Process,
 }
 
 impl Machines {
     /// # Errors
     /// Wasmtime cannot run on this machine with these limits.
-    pub(super) fn new(limits: Limits) -> Result<Machines, RejectedGuest> {
+    pub(super) fn new(limits: Process) -> Result<Machines, RejectedGuest> {
         let plain = Machine::new(&limits, false)?;
         // Its threads have to start now: when there is no room for them later, every sleep of every
         // guest would fail for good.
@@ -78,9 +78,9 @@ impl Machines {
 }
 
 impl Machine {
-    fn new(limits: &Limits, images: bool) -> Result<Machine, RejectedGuest> {
+    fn new(limits: &Process, images: bool) -> Result<Machine, RejectedGuest> {
         let settings = Settings {
-            guest_memory_bytes: limits.guest.memory_bytes,
+            guest_memory_bytes: limits.guest_memory_bytes,
             images,
         };
         let mut config = config(settings);
@@ -115,10 +115,10 @@ pub(super) fn config(settings: Settings) -> Config {
     config
 }
 
-/// Room for every connection's instance and for a new version's trial, so that none can be refused
+/// Room for every connection's instance and for the trials of new versions, so that none can be refused
 /// for lack of it. The totals reserve address space only.
-fn pool(limits: &Limits) -> PoolingAllocationConfig {
-    let instances = u32::try_from(limits.process.connections + 1).unwrap_or(u32::MAX);
+fn pool(limits: &Process) -> PoolingAllocationConfig {
+    let instances = u32::try_from(limits.connections + limits.services).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances);
     pool.total_core_instances(instances.saturating_mul(limits::guest::GUEST_CORE_INSTANCES));
@@ -134,7 +134,7 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     // Not used, since the WIT is synchronous; a thousand of them would be two thousand mappings.
     pool.total_stacks(0);
     pool.table_elements(limits::guest::GUEST_TABLE_ELEMENTS);
-    pool.max_memory_size(limits.guest.memory_bytes);
+    pool.max_memory_size(limits.guest_memory_bytes);
     // Of a memory that is given back, the pages that were written are cleared, up to this much,
     // and the rest is unmapped. The next connection then starts without page faults: 12 µs for an
     // instance, its greeting and a reply instead of 28 µs. More would let guests that once touched

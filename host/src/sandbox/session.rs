@@ -106,7 +106,7 @@ impl Session {
     /// # Errors
     /// The guest failed while it was initialised.
     pub fn start(sandbox: &Sandbox, client: Client) -> Result<Session, GuestError> {
-        Session::start_with(sandbox, client, sandbox.runtime.room.no_memory())
+        Session::start_with(sandbox, client, sandbox.runtime.host.room.no_memory())
     }
 
     /// The same, with memory that has been taken for it.
@@ -355,7 +355,6 @@ fn readable(name: &str) -> String {
 mod tests {
     use std::path::{Path, PathBuf};
     use std::process::Command;
-    use std::sync::LazyLock;
     use std::thread;
 
     use wasmtime::component::Component;
@@ -365,7 +364,9 @@ mod tests {
 
     use super::*;
     use crate::limits::Limits;
+    use crate::limits::process::Process;
     use crate::sandbox::compiler::Compiler;
+    use crate::sandbox::host::Host;
     use crate::sandbox::runtime::Runtime;
 
     #[test]
@@ -544,13 +545,14 @@ mod tests {
         (encoder.encode().expect("a component"), functions)
     }
 
-    static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits::new(1, 1 << 30));
+    const LIMITS: Limits = Limits::new(1);
 
     fn sandbox(component: &[u8]) -> Sandbox {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
-        let runtime = Runtime::new(Vec::new(), *LIMITS, compiler).expect("a runtime");
-        let machine = runtime.machine(false);
+        let host = Host::new(Process::new(1, 1 << 30), compiler).expect("a machine");
+        let runtime = Runtime::new(&host, Vec::new(), LIMITS);
+        let machine = host.machines.get(false);
         let component = Component::from_binary(&machine.engine, component).expect("a component");
         Sandbox::link(&runtime, machine, &component, 0).expect("a guest")
     }

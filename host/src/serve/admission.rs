@@ -99,8 +99,8 @@ impl Admission {
         let id = self.accepted + 1;
         let runtime = &self.service.runtime;
         let caps = Caps {
-            total: runtime.limits.process.connections,
-            per_ip: runtime.limits.process.connections_per_ip,
+            total: runtime.limits.connections,
+            per_ip: runtime.limits.connections_per_ip,
         };
         let assignment = self.service.versions.assign();
         let version = assignment.version.number;
@@ -114,7 +114,7 @@ impl Admission {
                 return None;
             }
         };
-        let (reservation, memory) = match runtime.room.take(assignment.version.need, threads) {
+        let (reservation, memory) = match runtime.host.room.take(assignment.version.need, threads) {
             Ok(taken) => taken,
             Err(none) => {
                 // A new version that needs more than there is has failed whom it was given.

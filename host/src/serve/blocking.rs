@@ -25,7 +25,7 @@ pub(crate) struct Blocking {
 impl Blocking {
     /// No client yet.
     pub(crate) fn new(admission: Admission, service: &Arc<Service>) -> Blocking {
-        let most = service.runtime.limits.process.connections;
+        let most = service.runtime.host.limits.connections;
         let service = Arc::clone(service);
         let work = move |admitted: Admitted| serve(admitted, &service);
         Blocking {

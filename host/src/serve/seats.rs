@@ -82,7 +82,7 @@ impl Seats {
         service: &Arc<Service>,
         shutdown: &Shutdown,
     ) -> io::Result<Seats> {
-        let connections = service.runtime.limits.process.connections;
+        let connections = service.runtime.host.limits.connections;
         let seats = (0..count).map(|_| Seat::new());
         let shared = Arc::new(Shared {
             seats: seats.collect::<io::Result<_>>()?,
@@ -191,7 +191,12 @@ impl Shared {
             seat: number,
             turn,
         };
-        let room = self.service.runtime.room.check_thread(self.threads.live());
+        let room = self
+            .service
+            .runtime
+            .host
+            .room
+            .check_thread(self.threads.live());
         let called = room
             .map_err(io::Error::other)
             .and_then(|()| self.threads.run(order));

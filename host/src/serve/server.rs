@@ -61,7 +61,7 @@ pub fn run(
         }
     };
     let mut server = Server {
-        drain_time: service.runtime.limits.process.drain_time,
+        drain_time: service.runtime.host.limits.drain_time,
         shutdown,
         driver,
         watchdog,

@@ -42,8 +42,8 @@ impl Version {
             ..
         } = self.need;
         let runtime = &self.sandbox.runtime;
-        let (connections, bound) = runtime.room.most(self.need);
-        let most = runtime.limits.process.connections;
+        let (connections, bound) = runtime.host.room.most(self.need);
+        let most = runtime.limits.connections;
         if connections < most {
             tracing::info!(
                 "room for {connections} connections instead of {most}: each begins with \

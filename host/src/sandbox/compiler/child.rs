@@ -35,12 +35,17 @@ pub struct Compile {
     load: bool,
 }
 
-/// The command line of a child that has this much memory.
-pub(super) fn arguments(limits: &Guest, memory_bytes: u64, load: bool) -> Vec<String> {
+/// The command line of a child that has this much memory, for a machine with these settings.
+pub(super) fn arguments(
+    settings: Settings,
+    limits: &Guest,
+    memory_bytes: u64,
+    load: bool,
+) -> Vec<String> {
     let processor_time = limits.compile_time * COMPILE_THREADS;
     let mut arguments = vec![
         "compile".to_owned(),
-        format!("--guest-memory-bytes={}", limits.memory_bytes),
+        format!("--guest-memory-bytes={}", settings.guest_memory_bytes),
         format!("--memory-bytes={memory_bytes}"),
         format!("--processor-seconds={}", processor_time.as_secs() + 1),
     ];
