@@ -25,5 +25,6 @@ mod log;
 mod refusals;
 mod reload;
 mod security;
+mod services;
 mod systemd;
 mod takeover;

@@ -160,7 +160,7 @@ fn run(work: &str) -> Result<()> {
     };
     // Small: callgrind has less room for addresses than a process has.
     let host = Host::new(Process::new(1, 1 << 30), Compiler::new(COMPILER, false))?;
-    let runtime = Runtime::new(&host, Vec::new(), Limits::new(1));
+    let runtime = Runtime::new(&host, None, Vec::new(), Limits::new(1));
     part(&Sandbox::new(&runtime, GREETER, &|| true)?, times.parse()?);
     Ok(())
 }

@@ -63,7 +63,7 @@ fn framing(criterion: &mut Criterion) {
 fn guest(criterion: &mut Criterion) {
     let process = Process::new(1000, 1 << 30);
     let host = Host::new(process, Compiler::new(&*AIRLOCK, false)).expect("an engine");
-    let runtime = Runtime::new(&host, Vec::new(), Limits::new(1000));
+    let runtime = Runtime::new(&host, None, Vec::new(), Limits::new(1000));
     let sandbox = Sandbox::new(&runtime, GREETER, &|| true).expect("the greeter");
     let address = SocketAddr::from(([127, 0, 0, 1], 9999));
     let client = Client {

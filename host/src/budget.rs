@@ -56,6 +56,11 @@ impl Claim {
         }
     }
 
+    /// How many bytes it is.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes what is missing until it is `bytes` together, or nothing and returns false.
     pub(crate) fn cover(&mut self, bytes: u64) -> bool {
         self.cover_leaving(bytes, 0)

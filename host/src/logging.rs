@@ -117,20 +117,23 @@ where
         SystemTime.format_time(&mut writer)?;
         let level = event.metadata().level();
         let Printed {
+            service,
             connection,
             stream,
             text,
         } = printed;
-        writeln!(
-            writer,
-            " {level:>5} {GUEST} connection={connection} {stream}: {text}"
-        )
+        write!(writer, " {level:>5} {GUEST} ")?;
+        if let Some(service) = service {
+            write!(writer, "service={service} ")?;
+        }
+        writeln!(writer, "connection={connection} {stream}: {text}")
     }
 }
 
 /// The fields of what a guest prints.
 #[derive(Default)]
 struct Printed {
+    service: Option<String>,
     connection: u64,
     stream: String,
     text: String,
@@ -145,8 +148,12 @@ impl Visit for Printed {
         value.clone_into(&mut self.stream);
     }
 
-    fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
-        self.text = format!("{value:?}");
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let value = format!("{value:?}");
+        match field.name() {
+            "service" => self.service = Some(value),
+            _ => self.text = value,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Clients and their connections: from the listening socket to the last byte.
 
-pub(crate) mod admission;
+pub mod admission;
 pub mod blocking;
 mod connection;
 mod lingering;

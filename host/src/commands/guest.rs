@@ -31,5 +31,5 @@ pub(crate) fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<
         ..Process::new(1, capacity::claim(Each::DEFAULT).guest_memory_bytes)
     };
     let host = Host::new(process, compiler)?;
-    Ok(Runtime::new(&host, environment, limits))
+    Ok(Runtime::new(&host, None, environment, limits))
 }

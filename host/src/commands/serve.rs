@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 
 use airlock::cli::{self, Serve};
@@ -13,9 +12,10 @@ use airlock::process::{capacity, heap, service_manager};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
+use airlock::serve::admission::Door;
 use airlock::serve::listener;
 use airlock::serve::recording::Recordings;
-use airlock::serve::server::{self, Drained};
+use airlock::serve::server::{self, Drained, Manner};
 use airlock::serve::service::Service;
 use airlock::versions::assignment::Versions;
 use airlock::versions::guest_file::{Fingerprint, GuestFile};
@@ -45,13 +45,13 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     let environment = options.guest_options.environment();
     let environment = environment.map_err(|error| anyhow!(error))?;
     let host = Host::new(process, Compiler::this_program(false))?;
-    let runtime = Runtime::new(&host, environment, limits);
+    let runtime = Runtime::new(&host, None, environment, limits);
     let passed = trial::run(&runtime, &guest.bytes, &|| true);
     let passed = passed.with_context(|| match &options.guest {
         None => "cannot serve the built-in greeter".to_owned(),
         Some(path) => format!("cannot serve `{}`", path.display()),
     })?;
-    let versions = Arc::new(Versions::new(passed, guest.digest));
+    let versions = Versions::new(passed, guest.digest);
     drop(guest.bytes);
     // The disk is the thread that writes them; it ends after the server.
     let (recordings, _disk) = match options.record.clone() {
@@ -64,15 +64,8 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     };
 
     let shutdown = Shutdown::new()?;
-    let service = Service {
-        runtime: Arc::clone(&runtime),
-        versions: Arc::clone(&versions),
-        framing: options.framing,
-        scheduling: options.threads,
-        recordings,
-        watchdog_pause: service_manager::watchdog_pause(),
-    };
-    let reload = start_reload(&options, seen, runtime, versions, &shutdown)?;
+    let service = Service::new(runtime, versions, options.framing, recordings, &shutdown);
+    let reload = start_reload(&options, seen, &service, &shutdown)?;
     obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
     let (listener, takeover) = listen(&options, from_systemd, &shutdown)?;
     if options.listen.port() == 0 {
@@ -80,7 +73,12 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
         // gone is no reason not to serve.
         let _ = writeln!(io::stdout(), "listening on {}", listener.local_addr()?);
     }
-    match server::run(listener, takeover, service, &shutdown)? {
+    let doors = vec![Door::new(listener, service)?];
+    let manner = Manner {
+        scheduling: options.threads,
+        watchdog_pause: service_manager::watchdog_pause(),
+    };
+    match server::run(doors, takeover, &host, manner, &shutdown)? {
         Drained::InTime => Ok(ExitCode::SUCCESS),
         Drained::Cut(_) => Ok(ExitCode::FAILURE),
     }
@@ -138,8 +136,7 @@ fn is_wanted(wanted: SocketAddr, address: SocketAddr) -> bool {
 fn start_reload(
     options: &Serve,
     seen: Option<Fingerprint>,
-    runtime: Arc<Runtime>,
-    versions: Arc<Versions>,
+    service: &Service,
     shutdown: &Shutdown,
 ) -> io::Result<Option<Reload>> {
     let Some(file) = &options.guest else {
@@ -151,7 +148,7 @@ fn start_reload(
         canary: options.reload.canary,
         max_age: options.reload.max_guest_age.map(Into::into),
     };
-    Reload::start(policy, seen, runtime, versions, shutdown.clone()).map(Some)
+    service.reload(policy, seen, shutdown).map(Some)
 }
 
 /// The first SIGINT or SIGTERM drains, a second one ends the process at once. SIGHUP reloads.

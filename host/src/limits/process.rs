@@ -47,6 +47,16 @@ impl Process {
 /// The part of all instances' memory that new ones leave to those that are open: an eighth.
 pub const GUEST_RESERVE_SHARE: u64 = 8;
 
+/// The part of all instances' memory that services have to themselves, each as much, where there are
+/// several: a quarter. With 4 GiB for three services, each has room for 300 greeters or 26 Python
+/// guests whatever the others take. Protects each service from the others.
+pub const SERVICES_MEMORY_SHARE: u64 = 4;
+
+/// Connections, and memory mappings for them, that no other service takes from one; of few connections,
+/// all services have half to themselves. Enough for an operator and a few clients, little beside the
+/// thousands that a process has room for. Protects each service from the others.
+pub const SERVICE_CONNECTIONS: usize = 16;
+
 /// Addresses that the memories of all instances may reserve: a quarter of what a process has, since
 /// there may be two pools of them.
 pub const ADDRESS_SPACE_BYTES: u64 = 1 << 45;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use slab::Slab;
+
 use crate::process::interrupt::Reader;
 
 /// The open connections of a process.
@@ -27,15 +29,32 @@ pub(crate) struct Connections {
 #[derive(Debug, Default)]
 struct Open {
     connections: HashMap<u64, Arc<Connection>>,
+    services: Slab<Members>,
+    /// How many more may come of services that have fewer connections than are kept for them.
+    kept: usize,
+}
+
+/// The connections of one service.
+#[derive(Debug)]
+struct Members {
+    caps: Caps,
+    count: usize,
     /// How many of them each address has.
     addresses: HashMap<IpAddr, usize>,
+}
+
+impl Members {
+    /// How many more are kept for it.
+    fn kept(&self) -> usize {
+        self.caps.kept.saturating_sub(self.count)
+    }
 }
 
 #[derive(Debug)]
 struct Connection {
     stream: Arc<TcpStream>,
-    /// The number of its guest's version.
-    version: u64,
+    /// Its service's number, and that of its guest's version.
+    version: (usize, u64),
     reader: Reader,
     /// All has been said; the client only has to take note.
     finished: AtomicBool,
@@ -52,20 +71,35 @@ impl Connection {
     }
 }
 
-/// How many connections may be open.
+/// How many connections of one service may be open.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caps {
-    pub(crate) total: usize,
+    /// With those of all other services.
+    pub(crate) process: usize,
+    pub(crate) service: usize,
     pub(crate) per_ip: usize,
+    /// As many as no other service takes.
+    pub(crate) kept: usize,
 }
 
 /// Why a connection is not admitted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Full {
     #[error("all {0} connections are taken (--max-connections)")]
-    Total(usize),
+    Service(usize),
+    #[error(
+        "all {0} connections of the process are taken, but for those that are kept for other services"
+    )]
+    Process(usize),
     #[error("{1} has {0} connections already (--max-connections-per-ip)")]
     Address(usize, IpAddr),
+}
+
+/// The connections of one service, among those of the process.
+#[derive(Debug)]
+pub(crate) struct Group {
+    number: usize,
+    connections: Arc<Connections>,
 }
 
 /// Leave to be connected, given back when it is dropped.
@@ -74,40 +108,101 @@ pub(crate) struct Permit {
     id: u64,
     address: IpAddr,
     connection: Arc<Connection>,
-    connections: Arc<Connections>,
+    group: Arc<Group>,
+    /// How many connections have to stay possible beside it, of other services.
+    pub(crate) leaves: usize,
 }
 
-impl Connections {
+impl Group {
     /// A permit for `stream`, on this version of the guest, unless the caps are reached.
     pub(crate) fn admit(
-        self: &Arc<Connections>,
+        self: &Arc<Group>,
         id: u64,
         stream: &Arc<TcpStream>,
         peer: IpAddr,
         version: u64,
-        caps: Caps,
     ) -> Result<Permit, Full> {
-        let mut open = self.open();
-        if open.connections.len() >= caps.total {
-            return Err(Full::Total(caps.total));
+        let mut open = self.connections.open();
+        let Open {
+            connections,
+            services,
+            kept,
+        } = &mut *open;
+        let members = &mut services[self.number];
+        let Caps {
+            process,
+            service,
+            per_ip,
+            ..
+        } = members.caps;
+        if members.count >= service {
+            return Err(Full::Service(service));
+        }
+        // What is kept for this service is there for it, whatever is kept for others.
+        let leaves = match members.kept() {
+            0 => *kept,
+            _ => 0,
+        };
+        if connections.len() + leaves >= process {
+            return Err(Full::Process(process));
         }
         let address = network(peer);
-        let taken = open.addresses.entry(address).or_default();
-        if *taken >= caps.per_ip {
-            return Err(Full::Address(caps.per_ip, address));
+        let taken = members.addresses.entry(address).or_default();
+        if *taken >= per_ip {
+            return Err(Full::Address(per_ip, address));
         }
         *taken += 1;
+        *kept -= members.kept();
+        members.count += 1;
+        *kept += members.kept();
         let connection = Arc::new(Connection {
             stream: Arc::clone(stream),
-            version,
+            version: (self.number, version),
             reader: Reader::default(),
             finished: AtomicBool::new(false),
         });
-        open.connections.insert(id, Arc::clone(&connection));
+        connections.insert(id, Arc::clone(&connection));
         Ok(Permit {
             id,
             address,
             connection,
+            group: Arc::clone(self),
+            leaves,
+        })
+    }
+
+    /// Has the connections of one version of its guest look whether that has been retired.
+    pub(crate) fn wake_version(&self, version: u64) {
+        for connection in self.connections.open().connections.values() {
+            if connection.version == (self.number, version) {
+                connection.wake();
+            }
+        }
+        self.connections.wake_all();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let mut open = self.connections.open();
+        // Each of its connections holds it, so there are none.
+        let members = open.services.remove(self.number);
+        open.kept -= members.kept();
+    }
+}
+
+impl Connections {
+    /// One service more, which has no connection yet.
+    pub(crate) fn join(self: &Arc<Connections>, caps: Caps) -> Arc<Group> {
+        let mut open = self.open();
+        open.kept += caps.kept;
+        let number = open.services.insert(Members {
+            caps,
+            count: 0,
+            addresses: HashMap::new(),
+        });
+        Arc::new(Group {
+            number,
             connections: Arc::clone(self),
         })
     }
@@ -146,16 +241,6 @@ impl Connections {
     /// Whether that has been said.
     pub(crate) fn are_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
-    }
-
-    /// Has the connections of one version of the guest look whether it has been retired.
-    pub(crate) fn wake_version(&self, version: u64) {
-        for connection in self.open().connections.values() {
-            if connection.version == version {
-                connection.wake();
-            }
-        }
-        self.wake_all();
     }
 
     /// Ends the connections that are left, in the middle of whatever they do, and returns how many
@@ -223,22 +308,35 @@ impl Permit {
 
     /// Whether all connections have to end.
     pub(crate) fn is_ending(&self) -> bool {
-        self.connections.are_ending()
+        self.group.connections.are_ending()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut open = self.connections.open();
-        open.connections.remove(&self.id);
-        if let Entry::Occupied(mut taken) = open.addresses.entry(self.address) {
+        let Group {
+            number,
+            connections: all,
+        } = &*self.group;
+        let mut open = all.open();
+        let Open {
+            connections,
+            services,
+            kept,
+        } = &mut *open;
+        connections.remove(&self.id);
+        let members = &mut services[*number];
+        *kept -= members.kept();
+        members.count -= 1;
+        *kept += members.kept();
+        if let Entry::Occupied(mut taken) = members.addresses.entry(self.address) {
             *taken.get_mut() -= 1;
             if *taken.get() == 0 {
                 taken.remove();
             }
         }
-        if open.connections.is_empty() {
-            self.connections.changed.notify_all();
+        if connections.is_empty() {
+            all.changed.notify_all();
         }
     }
 }
@@ -249,19 +347,62 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_network_of_64_bits_counts_as_one_address() {
+    fn stream() -> Arc<TcpStream> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
-        let stream = Arc::new(TcpStream::connect(address).expect("a connection"));
+        Arc::new(TcpStream::connect(address).expect("a connection"))
+    }
+
+    /// As many connections as it is let have, each with its own id.
+    fn fill(group: &Arc<Group>, ids: &mut std::ops::RangeFrom<u64>) -> Vec<Permit> {
+        let (stream, peer) = (stream(), IpAddr::from([192, 0, 2, 1]));
+        ids.map_while(|id| group.admit(id, &stream, peer, 1).ok())
+            .collect()
+    }
+
+    #[test]
+    fn a_service_leaves_to_others_what_is_kept_for_them() {
         let connections = Arc::<Connections>::default();
-        let caps = Caps {
-            total: 10,
-            per_ip: 2,
+        let join = |service, kept| {
+            connections.join(Caps {
+                process: 20,
+                service,
+                per_ip: 20,
+                kept,
+            })
         };
+        let (one, other, small) = (join(20, 4), join(20, 4), join(2, 2));
+        let mut ids = 1..;
+        let first = fill(&one, &mut ids);
+        assert_eq!(first.len(), 20 - 4 - 2);
+        let full = one.admit(1000, &stream(), [192, 0, 2, 2].into(), 1);
+        let full = full.expect_err("the rest is for others").to_string();
+        assert!(full.contains("kept for other services"), "{full}");
+        // The others have what is kept for them, and no more.
+        let second = fill(&other, &mut ids);
+        assert_eq!((second.len(), fill(&small, &mut ids).len()), (4, 2));
+        // What those have given back is kept again, and one that has gone needs nothing.
+        drop(second);
+        assert_eq!(fill(&one, &mut ids).len(), 0);
+        drop(small);
+        assert_eq!(fill(&one, &mut ids).len(), 2);
+        assert_eq!(fill(&other, &mut ids).len(), 6);
+        drop((first, one));
+        assert_eq!(fill(&other, &mut ids).len(), 20);
+    }
+
+    #[test]
+    fn a_network_of_64_bits_counts_as_one_address() {
+        let stream = stream();
+        let group = Arc::<Connections>::default().join(Caps {
+            process: 10,
+            service: 10,
+            per_ip: 2,
+            kept: 0,
+        });
         let admit = |id, peer: &str| {
             let peer = peer.parse().expect("an address");
-            connections.admit(id, &stream, peer, 1, caps)
+            group.admit(id, &stream, peer, 1)
         };
         let first = admit(1, "2001:db8:1:2::1").expect("a permit");
         let _second = admit(2, "2001:db8:1:2:ffff:ffff:ffff:ffff").expect("a permit");

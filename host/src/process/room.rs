@@ -1,13 +1,14 @@
 //! What open connections take of the process besides descriptors: memory mappings, of which the
 //! kernel has few, and the memory of guests. Whoever finds no room is turned away at the door, and
-//! what is open keeps what it has and a reserve to grow into.
+//! what is open keeps what it has and a reserve to grow into. Where there are several services, each
+//! has a share of the memory that no other takes, and mappings for its first connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::budget::{Budget, Claim};
-use crate::limits::process::GUEST_RESERVE_SHARE;
-use crate::limits::process::Process;
+use crate::limits::guest::GUEST_MEMORIES;
+use crate::limits::process::{GUEST_RESERVE_SHARE, Process, SERVICES_MEMORY_SHARE};
 use crate::process::capacity::{MEMORY_MAPPINGS, THREAD_MAPPINGS};
 
 /// What one connection takes, which follows from its version of the guest.
@@ -33,6 +34,9 @@ impl Need {
     }
 }
 
+/// Memory mappings of one connection at most, whatever its guest.
+const MOST_MAPPINGS: u64 = THREAD_MAPPINGS + (MEMORY_MAPPINGS + 1) * GUEST_MEMORIES as u64;
+
 /// Why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoom {
@@ -52,12 +56,81 @@ pub struct Room {
     thread_each: bool,
     mappings: u64,
     memory_bytes: u64,
-    reserve_bytes: u64,
-    memory: Arc<Budget>,
-    /// Open connections.
-    open: AtomicU64,
+    /// How much of it each service has to itself.
+    own_bytes: u64,
+    /// What of the memory is no service's own.
+    shared: Arc<Memory>,
     /// Of guests without images, and of those with.
     pools: [Pool; 2],
+}
+
+/// One service's part of the room.
+#[derive(Debug)]
+pub(crate) struct Share {
+    room: Arc<Room>,
+    /// No other service takes of it.
+    own: Memory,
+}
+
+/// Memory that guests may take, and how many connections do.
+#[derive(Debug)]
+struct Memory {
+    bytes: AtomicU64,
+    left: Arc<Budget>,
+    /// Open connections of those who take of it.
+    open: AtomicU64,
+}
+
+impl Memory {
+    fn new(bytes: u64) -> Memory {
+        Memory {
+            bytes: AtomicU64::new(bytes),
+            left: Budget::new(bytes),
+            open: AtomicU64::new(0),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What a new connection leaves to those that are open. The first has nobody to leave it to.
+    fn reserve_bytes(&self) -> u64 {
+        match self.open.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.bytes() / GUEST_RESERVE_SHARE,
+        }
+    }
+
+    /// How many bytes new connections may take together.
+    fn for_new_bytes(&self) -> u64 {
+        self.bytes() - self.bytes() / GUEST_RESERVE_SHARE
+    }
+}
+
+/// Memory that one instance has taken, of its service's own as long as there is any, given back when it
+/// is dropped.
+#[derive(Debug)]
+pub(crate) struct MemoryClaim {
+    own: Claim,
+    shared: Claim,
+}
+
+impl MemoryClaim {
+    /// Takes what is missing until it is `bytes` together, or nothing and returns false.
+    pub(crate) fn cover(&mut self, bytes: u64) -> bool {
+        self.cover_leaving(bytes, 0, 0)
+    }
+
+    /// The same, if these are left then.
+    fn cover_leaving(&mut self, bytes: u64, own_bytes: u64, shared_bytes: u64) -> bool {
+        let rest = bytes.saturating_sub(self.shared.bytes());
+        if self.own.cover_leaving(rest, own_bytes) {
+            return true;
+        }
+        let rest = bytes.saturating_sub(self.own.bytes());
+        self.shared.cover_leaving(rest, shared_bytes)
+    }
 }
 
 /// Memory mappings of the instances of one engine.
@@ -72,22 +145,51 @@ struct Pool {
 impl Room {
     /// All of it, with these limits.
     pub fn new(limits: &Process) -> Room {
+        let services = limits.services as u64;
         Room {
             connections: limits.connections,
             thread_each: limits.thread_each,
             mappings: limits.mappings,
             memory_bytes: limits.total_guest_memory_bytes,
-            reserve_bytes: limits.total_guest_memory_bytes / GUEST_RESERVE_SHARE,
-            memory: Budget::new(limits.total_guest_memory_bytes),
-            open: AtomicU64::new(0),
+            own_bytes: match services {
+                1 => 0,
+                _ => limits.total_guest_memory_bytes / SERVICES_MEMORY_SHARE / services,
+            },
+            shared: Arc::new(Memory::new(limits.total_guest_memory_bytes)),
             pools: Default::default(),
         }
     }
 
-    /// How many connections of one version fit, and what to raise for more.
+    /// One service's part.
+    pub(crate) fn share(self: &Arc<Room>) -> Arc<Share> {
+        let Room {
+            shared, own_bytes, ..
+        } = &**self;
+        let own_bytes = match shared.left.take(*own_bytes) {
+            true => *own_bytes,
+            false => {
+                tracing::warn!(
+                    "the guests hold too much memory to keep a part for one more service"
+                );
+                0
+            }
+        };
+        shared.bytes.fetch_sub(own_bytes, Ordering::Relaxed);
+        Arc::new(Share {
+            room: Arc::clone(self),
+            own: Memory::new(own_bytes),
+        })
+    }
+
+    /// How many connections of one version fit where it is the only one, and what to raise for more.
     pub fn most(&self, need: Need) -> (usize, &'static str) {
+        let bytes = self.memory_bytes - self.memory_bytes / GUEST_RESERVE_SHARE;
+        self.most_in(bytes, need)
+    }
+
+    fn most_in(&self, memory_bytes: u64, need: Need) -> (usize, &'static str) {
         // The first has nobody to leave a reserve to.
-        let memory_bytes = match self.memory_bytes - self.reserve_bytes {
+        let memory_bytes = match memory_bytes {
             rest if rest < need.memory_bytes => self.memory_bytes.min(need.memory_bytes),
             rest => rest,
         };
@@ -115,42 +217,6 @@ impl Room {
         mappings.max(1)
     }
 
-    /// Room for one more connection, where there are `threads` already, and the memory that its
-    /// instance begins with. To be called by one thread.
-    pub(crate) fn take(
-        self: &Arc<Room>,
-        need: Need,
-        threads: usize,
-    ) -> Result<(Reservation, Claim), NoRoom> {
-        let mappings = need.memory_mappings();
-        let ours = usize::from(need.images);
-        let pool = &self.pools[ours];
-        let open = pool.open.load(Ordering::Relaxed) + mappings;
-        let kept = pool.kept.load(Ordering::Relaxed).max(open);
-        let others = self.pools[1 - ours].kept.load(Ordering::Relaxed);
-        let thread_mappings = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
-        if thread_mappings.saturating_add(kept + others) > self.mappings {
-            return Err(NoRoom::Mappings);
-        }
-        let reserve_bytes = match self.open.load(Ordering::Relaxed) {
-            0 => 0,
-            _ => self.reserve_bytes,
-        };
-        let mut memory = self.no_memory();
-        if !memory.cover_leaving(need.memory_bytes, reserve_bytes) {
-            return Err(NoRoom::Memory);
-        }
-        self.open.fetch_add(1, Ordering::Relaxed);
-        pool.open.fetch_add(mappings, Ordering::Relaxed);
-        pool.kept.store(kept, Ordering::Relaxed);
-        let reservation = Reservation {
-            pool: ours,
-            mappings,
-            room: Arc::clone(self),
-        };
-        Ok((reservation, memory))
-    }
-
     /// Whether there is room for one more thread, where there are `threads` already.
     pub(crate) fn check_thread(&self, threads: usize) -> Result<(), NoRoom> {
         let kept = self
@@ -163,10 +229,69 @@ impl Room {
         }
         Ok(())
     }
+}
+
+impl Share {
+    /// How many connections of one version of this service fit, and what to raise for more.
+    pub(crate) fn most(&self, need: Need) -> (usize, &'static str) {
+        let room = &self.room;
+        let bytes = self.own.for_new_bytes() + room.shared.for_new_bytes();
+        room.most_in(bytes, need)
+    }
+
+    /// Room for one more connection, where there are `threads` already, and the memory that its
+    /// instance begins with. There has to be room for so many of other services then. To be called by
+    /// one thread.
+    pub(crate) fn take(
+        self: &Arc<Share>,
+        need: Need,
+        threads: usize,
+        leaves: usize,
+    ) -> Result<(Reservation, MemoryClaim), NoRoom> {
+        let room = &self.room;
+        let mappings = need.memory_mappings();
+        let ours = usize::from(need.images);
+        let pool = &room.pools[ours];
+        let open = pool.open.load(Ordering::Relaxed) + mappings;
+        let kept = pool.kept.load(Ordering::Relaxed).max(open);
+        let others = room.pools[1 - ours].kept.load(Ordering::Relaxed);
+        let thread_mappings = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
+        let left = MOST_MAPPINGS.saturating_mul(leaves as u64);
+        if thread_mappings.saturating_add(kept + others + left) > room.mappings {
+            return Err(NoRoom::Mappings);
+        }
+        let mut memory = self.no_memory();
+        let (own_bytes, shared_bytes) = (self.own.reserve_bytes(), room.shared.reserve_bytes());
+        if !memory.cover_leaving(need.memory_bytes, own_bytes, shared_bytes) {
+            return Err(NoRoom::Memory);
+        }
+        for memory in [&self.own, &room.shared] {
+            memory.open.fetch_add(1, Ordering::Relaxed);
+        }
+        pool.open.fetch_add(mappings, Ordering::Relaxed);
+        pool.kept.store(kept, Ordering::Relaxed);
+        let reservation = Reservation {
+            pool: ours,
+            mappings,
+            share: Arc::clone(self),
+        };
+        Ok((reservation, memory))
+    }
 
     /// For an instance that takes its memory as it needs it.
-    pub(crate) fn no_memory(&self) -> Claim {
-        Claim::none(&self.memory)
+    pub(crate) fn no_memory(&self) -> MemoryClaim {
+        MemoryClaim {
+            own: Claim::none(&self.own.left),
+            shared: Claim::none(&self.room.shared.left),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let (shared, own_bytes) = (&self.room.shared, self.own.bytes());
+        shared.bytes.fetch_add(own_bytes, Ordering::Relaxed);
+        shared.left.give_back(own_bytes);
     }
 }
 
@@ -175,14 +300,17 @@ impl Room {
 pub(crate) struct Reservation {
     pool: usize,
     mappings: u64,
-    room: Arc<Room>,
+    share: Arc<Share>,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let pool = &self.room.pools[self.pool];
+        let Share { room, own } = &*self.share;
+        let pool = &room.pools[self.pool];
         pool.open.fetch_sub(self.mappings, Ordering::Relaxed);
-        self.room.open.fetch_sub(1, Ordering::Relaxed);
+        for memory in [own, &room.shared] {
+            memory.open.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -202,36 +330,81 @@ mod tests {
         memory_bytes: 10,
     };
 
-    fn room(mappings: u64, memory_bytes: u64) -> Arc<Room> {
+    fn room_of(services: usize, mappings: u64, memory_bytes: u64) -> Arc<Room> {
         Arc::new(Room::new(&Process {
+            services,
             mappings,
             ..Process::new(1_000_000, memory_bytes)
         }))
+    }
+
+    /// All of it, for one service.
+    fn room(mappings: u64, memory_bytes: u64) -> Arc<Share> {
+        room_of(1, mappings, memory_bytes).share()
+    }
+
+    #[test]
+    fn a_service_has_memory_that_no_other_takes() {
+        let room = room_of(2, u64::MAX, 1600);
+        let (one, other) = (room.share(), room.share());
+        let fill = |share: &Arc<Share>| -> Vec<_> {
+            (0..).map_while(|n| share.take(SMALL, n, 0).ok()).collect()
+        };
+        // Of its own 200 and the common 1200, an eighth is for those that are open.
+        let mut first = fill(&one);
+        assert_eq!(first.len(), 17 + 105);
+        // Which may take the common part whole, and nothing of the other's.
+        let (_, greedy) = &mut first[0];
+        let mut bytes = 10;
+        while greedy.cover(bytes + 10) {
+            bytes += 10;
+        }
+        assert_eq!(bytes, 10 + 200 - 170 + 1200 - 1050);
+        assert_eq!(fill(&other).len(), 17);
+        // When all is given back, so is where it came from.
+        drop(first);
+        assert_eq!(fill(&other).len(), 17 + 105);
+        assert_eq!(fill(&one).len(), 17 + 105);
+        // What a service had that is gone is there for the others.
+        drop(one);
+        assert_eq!(fill(&other).len(), 17 + (1400 - 1400 / 8) / 10);
+    }
+
+    #[test]
+    fn mappings_are_left_for_the_connections_that_are_kept_for_others() {
+        for (leaves, mappings) in [(0, 10 * MOST_MAPPINGS), (4, 6 * MOST_MAPPINGS)] {
+            let share = room_of(2, 10 * MOST_MAPPINGS, u64::MAX).share();
+            let taken = (0..).map_while(|n| share.take(LARGE, n, leaves).ok());
+            let taken: Vec<_> = taken.collect();
+            assert_eq!(taken.len() as u64, mappings / LARGE.mappings());
+        }
     }
 
     #[test]
     fn new_connections_leave_a_reserve_to_those_that_are_open() {
         let room = room(u64::MAX, 160);
         assert_eq!(room.most(SMALL), (14, "--total-guest-memory"));
-        let mut reservations: Vec<_> = (0..14).filter_map(|n| room.take(SMALL, n).ok()).collect();
+        let mut reservations: Vec<_> = (0..14)
+            .filter_map(|n| room.take(SMALL, n, 0).ok())
+            .collect();
         assert_eq!(reservations.len(), 14);
-        assert_eq!(room.take(SMALL, 14).err(), Some(NoRoom::Memory));
+        assert_eq!(room.take(SMALL, 14, 0).err(), Some(NoRoom::Memory));
         // What is open may have the reserve.
         let (reservation, mut memory) = reservations.remove(0);
         assert!(memory.cover(30) && !memory.cover(31));
         drop((reservation, memory));
-        assert!(room.take(SMALL, 14).is_ok());
+        assert!(room.take(SMALL, 14, 0).is_ok());
     }
 
     #[test]
     fn one_connection_has_all_the_memory_there_is() {
         let room = room(u64::MAX, 10);
         assert_eq!(room.most(SMALL), (1, "--total-guest-memory"));
-        let taken = room.take(SMALL, 0);
+        let taken = room.take(SMALL, 0, 0);
         assert!(taken.is_ok());
-        assert_eq!(room.take(SMALL, 1).err(), Some(NoRoom::Memory));
+        assert_eq!(room.take(SMALL, 1, 0).err(), Some(NoRoom::Memory));
         drop(taken);
-        assert!(room.take(SMALL, 1).is_ok());
+        assert!(room.take(SMALL, 1, 0).is_ok());
     }
 
     #[test]
@@ -244,11 +417,13 @@ mod tests {
             memories: 3,
             ..SMALL
         };
-        let tried: Vec<_> = (0..10).filter_map(|n| room.take(larger, n).ok()).collect();
+        let tried: Vec<_> = (0..10)
+            .filter_map(|n| room.take(larger, n, 0).ok())
+            .collect();
         assert_eq!(tried.len(), 10);
         drop(tried);
         let mut reservations = Vec::new();
-        while let Ok(one) = room.take(SMALL, reservations.len()) {
+        while let Ok(one) = room.take(SMALL, reservations.len(), 0) {
             reservations.push(one);
         }
         assert_eq!(reservations.len(), 100);
@@ -257,10 +432,14 @@ mod tests {
     #[test]
     fn what_one_engine_keeps_is_not_there_for_the_other() {
         let room = room(1000, u64::MAX);
-        let reservations: Vec<_> = (0..100).map_while(|n| room.take(SMALL, n).ok()).collect();
+        let reservations: Vec<_> = (0..100)
+            .map_while(|n| room.take(SMALL, n, 0).ok())
+            .collect();
         assert_eq!(reservations.len(), 100);
         drop(reservations);
-        let reservations: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
+        let reservations: Vec<_> = (0..100)
+            .map_while(|n| room.take(LARGE, n, 0).ok())
+            .collect();
         let taken = reservations.len() as u64 * LARGE.mappings() + 100 * SMALL.memory_mappings();
         assert!(taken <= 1000 && !reservations.is_empty(), "{taken}");
     }
@@ -268,7 +447,9 @@ mod tests {
     #[test]
     fn threads_and_memories_never_take_more_mappings_than_there_are() {
         let room = room(100, u64::MAX);
-        let reservations: Vec<_> = (0..100).map_while(|n| room.take(LARGE, n).ok()).collect();
+        let reservations: Vec<_> = (0..100)
+            .map_while(|n| room.take(LARGE, n, 0).ok())
+            .collect();
         let taken = reservations.len() as u64 * LARGE.mappings();
         assert!(
             taken <= 100 && room.most(LARGE).0 == reservations.len(),
@@ -276,6 +457,6 @@ mod tests {
         );
         drop(reservations);
         // Threads stay for a while, and so do the memories.
-        assert_eq!(room.take(LARGE, 100).err(), Some(NoRoom::Mappings));
+        assert_eq!(room.take(LARGE, 100, 0).err(), Some(NoRoom::Mappings));
     }
 }

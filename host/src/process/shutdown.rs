@@ -70,26 +70,28 @@ impl Shutdown {
         self.0.wake.as_fd()
     }
 
-    /// Waits until nobody is accepted any more, until there is something to read from `source`, or
-    /// for `time`.
+    /// Waits until nobody is accepted any more, until there is something to read from one of
+    /// `sources`, or for `time`. Returns the numbers of those that have something.
     pub(crate) fn wait(
         &self,
-        source: Option<BorrowedFd<'_>>,
+        sources: &[BorrowedFd<'_>],
         time: Option<Duration>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<usize>> {
+        let sources = sources
+            .iter()
+            .map(|source| PollFd::new(source, PollFlags::IN));
         let wake = PollFd::new(&self.0.wake, PollFlags::IN);
+        let mut waits: Vec<_> = sources.chain([wake]).collect();
         let time = time.and_then(|time| Timespec::try_from(time).ok());
-        let result = match &source {
-            Some(source) => poll(
-                &mut [wake, PollFd::new(source, PollFlags::IN)],
-                time.as_ref(),
-            ),
-            None => poll(&mut [wake], time.as_ref()),
-        };
-        match result {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+        match poll(&mut waits, time.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
         }
+        waits.pop();
+        let ready = waits.iter().enumerate();
+        let ready = ready.filter(|(_, wait)| !wait.revents().is_empty());
+        Ok(ready.map(|(number, _)| number).collect())
     }
 
     /// Those that it ends.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
+use tracing::field::{DisplayValue, display};
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
@@ -70,6 +71,8 @@ impl Rate {
 /// How much is logged of the guests of one version, or of all: whoever reconnects has a new instance,
 /// and a new [`GuestLog`], each time.
 pub(crate) struct LogRate {
+    /// The service's name, if it has one.
+    service: Option<Arc<str>>,
     of: &'static str,
     rate: Mutex<Shared>,
     whole: Option<Arc<LogRate>>,
@@ -83,12 +86,12 @@ struct Shared {
 
 impl LogRate {
     /// What all guests of a service share.
-    pub(super) fn of_service() -> Arc<LogRate> {
+    pub(super) fn of_service(name: Option<Arc<str>>) -> Arc<LogRate> {
         let rate = Rate::new(
             limits::guest::ALL_LOG_BURST_LINES,
             limits::guest::ALL_LOG_LINES_PER_SECOND,
         );
-        LogRate::new("all guests", rate, None)
+        LogRate::new(name, "all guests", rate, None)
     }
 
     /// What the instances of a version share.
@@ -97,11 +100,18 @@ impl LogRate {
             limits::guest::VERSION_LOG_BURST_LINES,
             limits::guest::VERSION_LOG_LINES_PER_SECOND,
         );
-        LogRate::new("a version's guests", rate, Some(Arc::clone(service)))
+        let name = service.service.clone();
+        LogRate::new(name, "a version's guests", rate, Some(Arc::clone(service)))
     }
 
-    fn new(of: &'static str, rate: Rate, whole: Option<Arc<LogRate>>) -> Arc<LogRate> {
+    fn new(
+        service: Option<Arc<str>>,
+        of: &'static str,
+        rate: Rate,
+        whole: Option<Arc<LogRate>>,
+    ) -> Arc<LogRate> {
         Arc::new(LogRate {
+            service,
             of,
             rate: Mutex::new(Shared {
                 rate,
@@ -110,6 +120,10 @@ impl LogRate {
             }),
             whole,
         })
+    }
+
+    fn service(&self) -> Option<DisplayValue<&str>> {
+        self.service.as_deref().map(display)
     }
 
     /// Whether a line may be logged that stands for so many. If not, they are counted.
@@ -133,6 +147,7 @@ impl LogRate {
 
     fn say_dropped(&self, shared: &mut Shared) {
         tracing::warn!(
+            service = self.service(),
             dropped = shared.dropped,
             "lines of output were dropped: {} together print more than {} a second",
             self.of,
@@ -239,6 +254,7 @@ impl Lines {
             let text = printable(text.trim_end_matches('\r'));
             tracing::info!(
                 target: logging::GUEST,
+                service = self.all.service(),
                 connection = self.connection,
                 stream = self.stream,
                 "{text}"
@@ -250,6 +266,7 @@ impl Lines {
     fn log_dropped(&mut self, now: Instant) {
         if self.dropped > 0 && self.all.take(now, self.dropped) {
             tracing::warn!(
+                service = self.all.service(),
                 connection = self.connection,
                 stream = self.stream,
                 dropped = self.dropped,
@@ -349,21 +366,21 @@ mod tests {
 
     #[test]
     fn a_line_is_cut_at_its_limit() {
-        let log = log("stdout", &LogRate::of_service());
+        let log = log("stdout", &LogRate::of_service(None));
         log.lines().write(&[b'x'; 10 * LOG_LINE_BYTES]);
         assert_eq!(log.lines().pending.len(), LOG_LINE_BYTES);
     }
 
     #[test]
     fn a_flood_is_dropped_and_counted() {
-        let log = log("stdout", &LogRate::of_service());
+        let log = log("stdout", &LogRate::of_service(None));
         log.lines().write(&b"x\n".repeat(100_000));
         assert!(log.lines().dropped > 90_000, "{}", log.lines().dropped);
     }
 
     #[test]
     fn reconnecting_gives_no_right_to_print_more() {
-        let service = LogRate::of_service();
+        let service = LogRate::of_service(None);
         let versions = [(); 3].map(|()| LogRate::of_version(&service));
         let now = Instant::now();
         let logged = |version: &Arc<LogRate>| {
@@ -379,7 +396,7 @@ mod tests {
 
     #[test]
     fn the_last_words_are_whole_lines_and_bounded() {
-        let all = LogRate::of_service();
+        let all = LogRate::of_service(None);
         let stderr = log("stderr", &all);
         assert_eq!(stderr.last_words(), "");
         stderr.lines().write(b"Traceback:\n  it\x1b[2J failed");

@@ -10,9 +10,8 @@ use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 
-use crate::budget::Claim;
 use crate::limits;
-use crate::process::room::Need;
+use crate::process::room::{MemoryClaim, Need};
 use crate::sandbox::bindings::batched::{Batch, BatchIndices};
 use crate::sandbox::bindings::{LineServer, LineServerIndices};
 use crate::sandbox::guest_log::LogRate;
@@ -94,7 +93,7 @@ impl Sandbox {
     }
 
     /// The native side of an instance for `client`, and memory that has been taken for it.
-    pub(super) fn state(&self, client: Client, memory: Claim) -> State {
+    pub(super) fn state(&self, client: Client, memory: MemoryClaim) -> State {
         State::new(
             client,
             Arc::clone(&self.runtime.environment),

@@ -2,9 +2,9 @@
 
 use wasmtime::ResourceLimiter;
 
-use crate::budget::Claim;
 use crate::limits;
 use crate::limits::guest::Guest;
+use crate::process::room::MemoryClaim;
 
 /// An element of a table is a pointer.
 const ELEMENT_BYTES: u64 = 8;
@@ -14,7 +14,7 @@ const ELEMENT_BYTES: u64 = 8;
 pub(crate) struct Memory {
     limit_bytes: usize,
     pub(crate) held_bytes: u64,
-    claim: Claim,
+    claim: MemoryClaim,
     pub(crate) refused: Option<Refused>,
 }
 
@@ -34,7 +34,7 @@ pub enum Refused {
 
 impl Memory {
     /// None yet; `claim` is what has been taken of that of all for it.
-    pub(super) fn new(limits: &Guest, claim: Claim) -> Memory {
+    pub(super) fn new(limits: &Guest, claim: MemoryClaim) -> Memory {
         Memory {
             limit_bytes: limits.memory_bytes,
             held_bytes: 0,

@@ -9,10 +9,10 @@ use std::time::Duration;
 use wasmtime::{FrameInfo, Store, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
-use crate::budget::Claim;
 use crate::limits::guest::LOG_LINE_BYTES;
 use crate::limits::guest::{self, Guest};
 use crate::logging::printable;
+use crate::process::room::MemoryClaim;
 use crate::sandbox::bindings::LineServer;
 use crate::sandbox::bindings::batched::Batch;
 use crate::sandbox::bindings::exports::airlock::line::handler;
@@ -106,14 +106,14 @@ impl Session {
     /// # Errors
     /// The guest failed while it was initialised.
     pub fn start(sandbox: &Sandbox, client: Client) -> Result<Session, GuestError> {
-        Session::start_with(sandbox, client, sandbox.runtime.host.room.no_memory())
+        Session::start_with(sandbox, client, sandbox.runtime.room.no_memory())
     }
 
     /// The same, with memory that has been taken for it.
     pub(crate) fn start_with(
         sandbox: &Sandbox,
         client: Client,
-        memory: Claim,
+        memory: MemoryClaim,
     ) -> Result<Session, GuestError> {
         let limits = sandbox.runtime.limits.guest;
         let state = sandbox.state(client, memory);
@@ -551,7 +551,7 @@ mod tests {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
         let host = Host::new(Process::new(1, 1 << 30), compiler).expect("a machine");
-        let runtime = Runtime::new(&host, Vec::new(), LIMITS);
+        let runtime = Runtime::new(&host, None, Vec::new(), LIMITS);
         let machine = host.machines.get(false);
         let component = Component::from_binary(&machine.engine, component).expect("a component");
         Sandbox::link(&runtime, machine, &component, 0).expect("a guest")

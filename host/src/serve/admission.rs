@@ -2,26 +2,66 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, PoisonError};
 
 use rustix::io::Errno;
+use socket2::SockRef;
 
 use crate::logging::Recurring;
-use crate::process::connections::{Caps, Connections};
 use crate::serve::connection::Admitted;
 use crate::serve::service::Service;
 use crate::talk::client::Client;
 use crate::talk::framing::{Reader, Writer};
 
-/// Whoever accepts, with what has to be counted for that.
-pub(crate) struct Admission {
-    /// What the listener is bound to.
+/// Where clients of a service come in.
+pub struct Door {
+    listener: TcpListener,
+    /// What it is bound to.
     address: SocketAddr,
     service: Arc<Service>,
-    connections: Arc<Connections>,
+}
+
+impl Door {
+    /// For the clients of `listener`.
+    ///
+    /// # Errors
+    /// It is no listening socket.
+    pub fn new(listener: TcpListener, service: Arc<Service>) -> io::Result<Door> {
+        listener.set_nonblocking(true)?;
+        // Replies are gathered already; waiting for more would only delay them. Sockets that are
+        // accepted inherit it.
+        SockRef::from(&listener).set_tcp_nodelay(true)?;
+        Ok(Door {
+            address: listener.local_addr()?,
+            listener,
+            service,
+        })
+    }
+
+    /// Says who waits where.
+    fn log(&self) {
+        let (address, version) = (self.address, self.service.versions.current());
+        let service = self.service.runtime.service();
+        tracing::info!(service, %address, version = version.number, sha256 = %version.digest, "waiting for connections");
+        version.log_room();
+    }
+
+    /// The address the client reached; of a listener on all interfaces each socket knows its own.
+    fn local_address(&self, stream: &TcpStream) -> SocketAddr {
+        if self.address.ip().is_unspecified() {
+            stream.local_addr().unwrap_or(self.address)
+        } else {
+            self.address
+        }
+    }
+}
+
+/// Whoever accepts, with what has to be counted for that.
+pub(crate) struct Admission {
+    doors: Vec<Door>,
     /// How many connections there have been: the id of the last one.
     accepted: u64,
-    refused: Recurring,
     starved: Recurring,
 }
 
@@ -39,20 +79,25 @@ pub(crate) enum Accepted {
 }
 
 impl Admission {
-    /// For the clients of a listener that is bound to `address`.
-    pub(crate) fn new(
-        address: SocketAddr,
-        service: Arc<Service>,
-        connections: Arc<Connections>,
-    ) -> Admission {
+    /// For the clients at these doors.
+    pub(crate) fn new(doors: Vec<Door>) -> Admission {
+        doors.iter().for_each(Door::log);
         Admission {
-            address,
-            service,
-            connections,
+            doors,
             accepted: 0,
-            refused: Recurring::new(),
             starved: Recurring::new(),
         }
+    }
+
+    /// What clients come to, in the order of the doors' numbers.
+    pub(crate) fn listeners(&self) -> Vec<BorrowedFd<'_>> {
+        let doors = self.doors.iter();
+        doors.map(|door| door.listener.as_fd()).collect()
+    }
+
+    /// Nobody is let in any more.
+    pub(crate) fn close(&mut self) {
+        self.doors.clear();
     }
 
     /// How many clients have been let in.
@@ -60,18 +105,18 @@ impl Admission {
         self.accepted
     }
 
-    /// Accepts one client, where there are so many `threads`.
+    /// Accepts one client at the door of this number, where there are so many `threads`.
     ///
     /// # Errors
     /// The listener is broken.
-    pub(crate) fn accept(
-        &mut self,
-        listener: &TcpListener,
-        threads: usize,
-    ) -> io::Result<Accepted> {
-        let error = match listener.accept() {
+    pub(crate) fn accept(&mut self, door: usize, threads: usize) -> io::Result<Accepted> {
+        let Some(door) = self.doors.get(door) else {
+            return Ok(Accepted::Nobody);
+        };
+        let error = match door.listener.accept() {
             Ok((stream, peer)) => {
-                let admitted = self.admit(stream, peer, threads);
+                let admitted = admit(door, self.accepted + 1, stream, peer, threads);
+                self.accepted += u64::from(admitted.is_some());
                 return Ok(admitted.map_or(Accepted::Refused, Accepted::Client));
             }
             Err(error) => error,
@@ -92,73 +137,69 @@ impl Admission {
             }
         }
     }
+}
 
-    /// What there is room for, or nothing, and the client has been told.
-    fn admit(&mut self, stream: TcpStream, peer: SocketAddr, threads: usize) -> Option<Admitted> {
-        let stream = Arc::new(stream);
-        let id = self.accepted + 1;
-        let runtime = &self.service.runtime;
-        let caps = Caps {
-            total: runtime.limits.connections,
-            per_ip: runtime.limits.connections_per_ip,
-        };
-        let assignment = self.service.versions.assign();
-        let version = assignment.version.number;
-        let admitted = self
-            .connections
-            .admit(id, &stream, peer.ip(), version, caps);
-        let permit = match admitted {
-            Ok(permit) => permit,
-            Err(full) => {
-                self.refuse(&stream, &full.to_string());
-                return None;
-            }
-        };
-        let (reservation, memory) = match runtime.host.room.take(assignment.version.need, threads) {
-            Ok(taken) => taken,
-            Err(none) => {
-                // A new version that needs more than there is has failed whom it was given.
-                assignment.begin();
-                assignment.fail();
-                self.refuse(&stream, &none.to_string());
-                return None;
-            }
-        };
-        self.accepted = id;
-        assignment.begin();
-        let client = Client {
-            id,
-            peer: canonical(peer),
-            local: canonical(self.local_address(&stream)),
-        };
-        Some(Admitted {
-            permit,
-            assignment,
-            reservation,
-            memory,
-            client,
-        })
-    }
-
-    /// The address the client reached; of a listener on all interfaces each socket knows its own.
-    fn local_address(&self, stream: &TcpStream) -> SocketAddr {
-        if self.address.ip().is_unspecified() {
-            stream.local_addr().unwrap_or(self.address)
-        } else {
-            self.address
+/// What there is room for, or nothing, and the client has been told.
+fn admit(
+    door: &Door,
+    id: u64,
+    stream: TcpStream,
+    peer: SocketAddr,
+    threads: usize,
+) -> Option<Admitted> {
+    let stream = Arc::new(stream);
+    let service = &door.service;
+    let assignment = service.versions.assign();
+    let version = assignment.version.number;
+    let permit = match service.group.admit(id, &stream, peer.ip(), version) {
+        Ok(permit) => permit,
+        Err(full) => {
+            refuse(service, &stream, &full.to_string());
+            return None;
         }
-    }
-
-    /// Turns a client away, without a thread, a sandbox, or a wait.
-    pub(crate) fn refuse(&mut self, stream: &TcpStream, why: &str) {
-        if let Some(times) = self.refused.again() {
-            tracing::warn!(times, "refusing connections: {why}");
+    };
+    let room = &service.runtime.room;
+    let taken = room.take(assignment.version.need, threads, permit.leaves);
+    let (reservation, memory) = match taken {
+        Ok(taken) => taken,
+        Err(none) => {
+            // A new version that needs more than there is has failed whom it was given.
+            assignment.begin();
+            assignment.fail();
+            refuse(service, &stream, &none.to_string());
+            return None;
         }
-        let mut refusal = Writer::default();
-        let ending = Reader::new(self.service.framing, 0).ending();
-        refusal.push("error: too many connections", ending);
-        let _ = turn_away(stream, &refusal);
+    };
+    assignment.begin();
+    let client = Client {
+        id,
+        peer: canonical(peer),
+        local: canonical(door.local_address(&stream)),
+    };
+    Some(Admitted {
+        service: Arc::clone(service),
+        permit,
+        assignment,
+        reservation,
+        memory,
+        client,
+    })
+}
+
+/// Turns a client away, without a thread, a sandbox, or a wait.
+pub(crate) fn refuse(service: &Service, stream: &TcpStream, why: &str) {
+    let refused = service.refused.lock();
+    if let Some(times) = refused.unwrap_or_else(PoisonError::into_inner).again() {
+        tracing::warn!(
+            service = service.runtime.service(),
+            times,
+            "refusing connections: {why}"
+        );
     }
+    let mut refusal = Writer::default();
+    let ending = Reader::new(service.framing, 0).ending();
+    refusal.push("error: too many connections", ending);
+    let _ = turn_away(stream, &refusal);
 }
 
 /// Writes into the empty buffer of a new socket, which never blocks, and takes what the client has

@@ -1,16 +1,17 @@
 //! A thread for each connection, which has nothing else to do and blocks on its socket.
 
 use std::io::{self, ErrorKind};
-use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::process::{ACCEPT_PAUSE, THREAD_IDLE_TIME, THREAD_STACK_BYTES};
+use crate::limits::process::{
+    ACCEPT_PAUSE, ACCEPTS_PER_ROUND, THREAD_IDLE_TIME, THREAD_STACK_BYTES,
+};
 use crate::process::shutdown::Shutdown;
-use crate::serve::admission::{Accepted, Admission};
+use crate::serve::admission::{self, Accepted, Admission};
 use crate::serve::connection::{Admitted, Close, Connection};
 use crate::serve::lingering::Lingering;
-use crate::serve::service::Service;
 use crate::serve::socket::Socket;
 use crate::serve::threads::Threads;
 use crate::talk::conversation::{Conversation, Event, Wait};
@@ -23,43 +24,51 @@ pub(crate) struct Blocking {
 }
 
 impl Blocking {
-    /// No client yet.
-    pub(crate) fn new(admission: Admission, service: &Arc<Service>) -> Blocking {
-        let most = service.runtime.host.limits.connections;
-        let service = Arc::clone(service);
-        let work = move |admitted: Admitted| serve(admitted, &service);
+    /// No client yet, and never more than `most` at once.
+    pub(crate) fn new(admission: Admission, most: usize) -> Blocking {
         Blocking {
             admission,
-            threads: Threads::new(most, THREAD_STACK_BYTES, THREAD_IDLE_TIME, work),
+            threads: Threads::new(most, THREAD_STACK_BYTES, THREAD_IDLE_TIME, serve),
         }
     }
 
-    /// Accepts until nobody waits, or `shutdown` begins; `each` is called now and then.
+    /// What clients come to, in the order of the doors' numbers.
+    pub(crate) fn listeners(&self) -> Vec<BorrowedFd<'_>> {
+        self.admission.listeners()
+    }
+
+    /// Accepts at the door of this number until nobody waits there, others have to have their turn,
+    /// or `shutdown` begins.
     ///
     /// # Errors
     /// The listener is broken.
-    pub(crate) fn accept_all(
-        &mut self,
-        listener: &TcpListener,
-        shutdown: &Shutdown,
-        mut each: impl FnMut(),
-    ) -> io::Result<()> {
-        while shutdown.is_accepting() {
-            each();
-            match self.admission.accept(listener, self.threads.live())? {
+    pub(crate) fn accept_at(&mut self, door: usize, shutdown: &Shutdown) -> io::Result<()> {
+        for _ in 0..ACCEPTS_PER_ROUND {
+            if !shutdown.is_accepting() {
+                break;
+            }
+            match self.admission.accept(door, self.threads.live())? {
                 Accepted::Client(admitted) => {
                     let stream = Arc::clone(admitted.permit.stream());
+                    let service = Arc::clone(&admitted.service);
                     if let Err(error) = self.threads.run(admitted) {
-                        let why = format!("no thread: {error}");
-                        self.admission.refuse(&stream, &why);
+                        admission::refuse(&service, &stream, &format!("no thread: {error}"));
                     }
                 }
                 Accepted::Refused => {}
                 Accepted::Nobody => break,
-                Accepted::Starved => shutdown.wait(None, Some(ACCEPT_PAUSE))?,
+                Accepted::Starved => {
+                    shutdown.wait(&[], Some(ACCEPT_PAUSE))?;
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Nobody is let in any more.
+    pub(crate) fn stop_accepting(&mut self) {
+        self.admission.close();
     }
 
     /// How many clients have been let in.
@@ -69,11 +78,11 @@ impl Blocking {
 }
 
 /// Serves one client to the end.
-fn serve(admitted: Admitted, service: &Service) {
+fn serve(admitted: Admitted) {
     admitted.permit.begin();
     let stream = Arc::clone(admitted.permit.stream());
     let mut socket = Socket::new(&stream);
-    let (mut connection, mut wait) = Connection::start(admitted, service);
+    let (mut connection, mut wait) = Connection::start(admitted);
     while let Some(next) = wait {
         let Connection {
             conversation, held, ..
@@ -86,7 +95,10 @@ fn serve(admitted: Admitted, service: &Service) {
     match connection.close(|| socket.has_unread()) {
         Close::Now => {}
         Close::Reset => socket.reset(),
-        Close::Linger => linger(&mut socket, service.runtime.limits.wire.write_time),
+        Close::Linger => {
+            let limits = &connection.held.service.runtime.limits;
+            linger(&mut socket, limits.wire.write_time);
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 //! for whoever drives it.
 
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 
-use crate::budget::Claim;
 use crate::process::connections::Permit;
-use crate::process::room::Reservation;
+use crate::process::room::{MemoryClaim, Reservation};
 use crate::sandbox::session::{Cause, GuestError, Session};
 use crate::serve::recording::Recording;
 use crate::serve::service::Service;
@@ -16,10 +16,11 @@ use crate::versions::assignment::Assignment;
 
 /// A client that has been let in, and what has been taken for it.
 pub(crate) struct Admitted {
+    pub(crate) service: Arc<Service>,
     pub(crate) permit: Permit,
     pub(crate) assignment: Assignment,
     pub(crate) reservation: Reservation,
-    pub(crate) memory: Claim,
+    pub(crate) memory: MemoryClaim,
     pub(crate) client: Client,
 }
 
@@ -34,6 +35,7 @@ pub(crate) struct Connection {
 
 /// What a connection has of the server until it is dropped.
 pub(crate) struct Held {
+    pub(crate) service: Arc<Service>,
     permit: Permit,
     assignment: Assignment,
     _reservation: Reservation,
@@ -59,8 +61,9 @@ pub(crate) enum Close {
 
 impl Connection {
     /// Logs it, has its session made, and the client greeted.
-    pub(crate) fn start(admitted: Admitted, service: &Service) -> (Connection, Option<Wait>) {
+    pub(crate) fn start(admitted: Admitted) -> (Connection, Option<Wait>) {
         let Admitted {
+            service,
             permit,
             assignment,
             reservation,
@@ -68,12 +71,13 @@ impl Connection {
             client,
         } = admitted;
         let version = &assignment.version;
-        tracing::info!(connection = client.id, peer = %client.peer, version = version.number, "accepted");
+        tracing::info!(service = service.runtime.service(), connection = client.id, peer = %client.peer, version = version.number, "accepted");
         let recordings = service.recordings.as_ref();
         let recording = recordings.and_then(|all| all.begin(client, version));
         let mut connection = Connection {
             conversation: Conversation::new(service.framing, service.runtime.limits.wire),
             held: Held {
+                service,
                 permit,
                 assignment,
                 _reservation: reservation,
@@ -125,6 +129,7 @@ impl Connection {
     /// Logs its end, when all has been said. `has_unread`: the kernel has input that was not read.
     pub(crate) fn close(&self, has_unread: impl FnOnce() -> bool) -> Close {
         let Held {
+            service,
             permit,
             assignment,
             client,
@@ -141,6 +146,7 @@ impl Connection {
             _ => end.to_string(),
         };
         let Client { id, peer, .. } = client;
+        let service = service.runtime.service();
         let version = assignment.version.number;
         let Conversation {
             lines,
@@ -150,12 +156,12 @@ impl Connection {
         } = self.conversation;
         if let End::GuestFailed(error) = end {
             tracing::warn!(
-                connection = id, %peer, version, lines, bytes_in, bytes_out,
+                service, connection = id, %peer, version, lines, bytes_in, bytes_out,
                 %reason, %error, "closed"
             );
         } else {
             tracing::info!(
-                connection = id, %peer, version, lines, bytes_in, bytes_out,
+                service, connection = id, %peer, version, lines, bytes_in, bytes_out,
                 %reason, "closed"
             );
         }

@@ -14,7 +14,6 @@ mod parked;
 mod seat;
 
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,16 +26,17 @@ use crate::limits::process::{
     ACCEPT_PAUSE, OTHERS_PER_ROUND, THREAD_IDLE_TIME, THREAD_STACK_BYTES,
 };
 use crate::logging::Recurring;
+use crate::process::room::Room;
 use crate::process::shutdown::Shutdown;
 use crate::process::waiting;
+use crate::sandbox::host::Host;
 use crate::serve::admission::Admission;
 use crate::serve::connection::Admitted;
 use crate::serve::seats::board::{Board, FIRST_TURN};
 use crate::serve::seats::entrance::Entrance;
 use crate::serve::seats::monitor::{Monitor, Watched};
 use crate::serve::seats::parked::{Occasion, Parked};
-use crate::serve::seats::seat::{LISTENER, Letter, Seat, WAKE, lock, this_turn};
-use crate::serve::service::Service;
+use crate::serve::seats::seat::{DOORS, Letter, Seat, WAKE, lock, this_turn};
 use crate::serve::threads::Threads;
 
 /// All seats of a server, until they are dropped. Threads that hold one end then; one that is stuck
@@ -49,7 +49,7 @@ pub(crate) struct Seats {
 
 struct Shared {
     seats: Vec<Seat>,
-    service: Arc<Service>,
+    room: Arc<Room>,
     entrance: Entrance,
     shutdown: Shutdown,
     threads: Threads<Order>,
@@ -71,26 +71,24 @@ struct Order {
 }
 
 impl Seats {
-    /// Makes `count` seats, which accept from `listener` at once.
+    /// Makes `count` seats, which accept at once.
     ///
     /// # Errors
     /// The process is out of descriptors, or there is no thread.
     pub(crate) fn start(
         count: usize,
-        listener: TcpListener,
         admission: Admission,
-        service: &Arc<Service>,
+        host: &Host,
         shutdown: &Shutdown,
     ) -> io::Result<Seats> {
-        let connections = service.runtime.host.limits.connections;
         let seats = (0..count).map(|_| Seat::new());
         let shared = Arc::new(Shared {
             seats: seats.collect::<io::Result<_>>()?,
-            service: Arc::clone(service),
-            entrance: Entrance::new(listener, admission, shutdown.clone()),
+            room: Arc::clone(&host.room),
+            entrance: Entrance::new(admission, shutdown.clone()),
             shutdown: shutdown.clone(),
             threads: Threads::new(
-                connections.saturating_add(count),
+                host.limits.connections.saturating_add(count),
                 THREAD_STACK_BYTES,
                 THREAD_IDLE_TIME,
                 |order: Order| order.shared.hold(order.seat, order.turn),
@@ -191,12 +189,7 @@ impl Shared {
             seat: number,
             turn,
         };
-        let room = self
-            .service
-            .runtime
-            .host
-            .room
-            .check_thread(self.threads.live());
+        let room = self.room.check_thread(self.threads.live());
         let called = room
             .map_err(io::Error::other)
             .and_then(|()| self.threads.run(order));
@@ -254,7 +247,7 @@ impl Shared {
                     seat.has_woken();
                     board.look_up = true;
                 }
-                LISTENER => self.let_in(number, &mut board),
+                door @ DOORS.. => self.let_in(number, &mut board, (door - DOORS) as usize),
                 place => {
                     board = self.advance(number, board, place as usize, Occasion::Told(told))?;
                 }
@@ -280,9 +273,12 @@ impl Shared {
         Some(board)
     }
 
-    fn let_in(&self, number: usize, board: &mut Board) {
+    fn let_in(&self, number: usize, board: &mut Board, door: usize) {
         let threads = self.threads.live();
-        if let Err(error) = self.entrance.let_in(&self.seats, number, board, threads) {
+        let let_in = self
+            .entrance
+            .let_in(&self.seats, number, board, door, threads);
+        if let Err(error) = let_in {
             *lock(&self.broken) = Some(error);
             let _ = rustix::io::write(&self.attention, &1_u64.to_ne_bytes());
         }
@@ -367,8 +363,6 @@ impl Shared {
         admitted: Admitted,
     ) -> Option<MutexGuard<'a, Board>> {
         let place = board.reserve(Arc::clone(admitted.permit.stream()));
-        self.take_turn(number, board, place, || {
-            Parked::start(admitted, &self.service)
-        })
+        self.take_turn(number, board, place, || Parked::start(admitted))
     }
 }

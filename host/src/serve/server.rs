@@ -1,22 +1,17 @@
 //! A server from its start to its end: it has clients let in until it is to end, and then drains.
 
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use socket2::SockRef;
 
 use crate::process::connections::Connections;
 use crate::process::service_manager;
 use crate::process::shutdown::Shutdown;
 use crate::process::takeover::TakeoverSocket;
-use crate::serve::admission::Admission;
+use crate::sandbox::host::Host;
+use crate::serve::admission::{Admission, Door};
 use crate::serve::blocking::Blocking;
 use crate::serve::scheduling::Scheduling;
 use crate::serve::seats::Seats;
-use crate::serve::service::Service;
 
 /// How a drain ended, and the server with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,56 +22,51 @@ pub enum Drained {
     Cut(usize),
 }
 
-/// Serves on `listener` until `shutdown` begins, then drains. Through `takeover` the listener comes from
-/// the process before this one, and goes to the next.
+/// How a process serves all its services.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Which threads serve the connections.
+    pub scheduling: Scheduling,
+    /// How often the service manager has to hear that this server is alive, if at all.
+    pub watchdog_pause: Option<Duration>,
+}
+
+/// Lets clients in at `doors` until `shutdown` begins, then drains. Through `takeover` the listener comes
+/// from the process before this one, and goes to the next.
 ///
 /// # Errors
-/// The listener is broken. No fault of a client, of the guest or of the network ends the server,
+/// A listener is broken. No fault of a client, of the guest or of the network ends the server,
 /// and neither does a lack of descriptors.
 pub fn run(
-    listener: TcpListener,
+    doors: Vec<Door>,
     takeover: Option<TakeoverSocket>,
-    service: Service,
+    host: &Host,
+    manner: Manner,
     shutdown: &Shutdown,
 ) -> io::Result<Drained> {
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
-    let version = service.versions.current();
-    tracing::info!(%address, version = version.number, sha256 = %version.digest, "waiting for connections");
-    version.log_room();
-    drop(version);
-    let service = Arc::new(service);
-    let connections = Arc::clone(shutdown.connections());
-    let admission = Admission::new(address, Arc::clone(&service), connections);
-    // Replies are gathered already; waiting for more would only delay them. Sockets that are
-    // accepted inherit it.
-    SockRef::from(&listener).set_tcp_nodelay(true)?;
-    let watchdog = Watchdog::new(service.watchdog_pause);
-    let driver = match service.scheduling {
-        Scheduling::PerConnection => Driver::Blocking(Blocking::new(admission, &service)),
+    let admission = Admission::new(doors);
+    let driver = match manner.scheduling {
+        Scheduling::PerConnection => {
+            Driver::Blocking(Blocking::new(admission, host.limits.connections))
+        }
         Scheduling::Shared(count) => {
-            let listener = listener.try_clone()?;
-            let seats = Seats::start(count.get(), listener, admission, &service, shutdown)?;
-            Driver::Seats(seats)
+            Driver::Seats(Seats::start(count.get(), admission, host, shutdown)?)
         }
     };
     let mut server = Server {
-        drain_time: service.runtime.host.limits.drain_time,
+        drain_time: host.limits.drain_time,
         shutdown,
         driver,
-        watchdog,
+        watchdog: Watchdog::new(manner.watchdog_pause),
     };
     let takeover = takeover.map(TakeoverSocket::start).transpose()?;
     service_manager::ready();
     while shutdown.is_accepting() {
-        server.accept(&listener)?;
+        server.accept()?;
     }
-    if let Driver::Seats(seats) = &server.driver {
-        seats.stop_accepting();
-    }
+    server.driver.stop_accepting();
     // It has the listener too.
     drop(takeover);
-    drop(listener);
     Ok(server.end())
 }
 
@@ -99,6 +89,14 @@ impl Driver {
             // The thread that asks is the one that accepts.
             Driver::Blocking(_) => true,
             Driver::Seats(seats) => seats.are_alive(),
+        }
+    }
+
+    /// Nobody is let in any more.
+    fn stop_accepting(&mut self) {
+        match self {
+            Driver::Blocking(blocking) => blocking.stop_accepting(),
+            Driver::Seats(seats) => seats.stop_accepting(),
         }
     }
 
@@ -142,17 +140,18 @@ impl Watchdog {
 
 impl Server<'_> {
     /// Waits for clients and lets them in, or has that done, for a while.
-    fn accept(&mut self, listener: &TcpListener) -> io::Result<()> {
+    fn accept(&mut self) -> io::Result<()> {
         let time = self.watchdog.tell(|| self.driver.is_alive());
         match &mut self.driver {
             Driver::Blocking(blocking) => {
-                self.shutdown.wait(Some(listener.as_fd()), time)?;
-                blocking.accept_all(listener, self.shutdown, || {
-                    self.watchdog.tell(|| true);
-                })
+                let doors = self.shutdown.wait(&blocking.listeners(), time)?;
+                for door in doors {
+                    blocking.accept_at(door, self.shutdown)?;
+                }
+                Ok(())
             }
             Driver::Seats(seats) => {
-                self.shutdown.wait(Some(seats.attention()), time)?;
+                self.shutdown.wait(&[seats.attention()], time)?;
                 seats.error().map_or(Ok(()), Err)
             }
         }

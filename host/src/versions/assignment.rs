@@ -42,10 +42,11 @@ impl Version {
             ..
         } = self.need;
         let runtime = &self.sandbox.runtime;
-        let (connections, bound) = runtime.host.room.most(self.need);
+        let (connections, bound) = runtime.room.most(self.need);
         let most = runtime.limits.connections;
         if connections < most {
             tracing::info!(
+                service = runtime.service(),
                 "room for {connections} connections instead of {most}: each begins with \
                  {memory_bytes} bytes in {memories} memories ({bound})"
             );
@@ -60,7 +61,12 @@ impl Version {
 impl Drop for Version {
     fn drop(&mut self) {
         if *self.replaced.get_mut() {
-            tracing::info!(version = self.number, "gone, with its last connection");
+            let service = self.sandbox.runtime.service();
+            tracing::info!(
+                service,
+                version = self.number,
+                "gone, with its last connection"
+            );
         }
     }
 }

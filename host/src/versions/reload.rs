@@ -16,6 +16,7 @@ use crate::limits::guest::{
     COMPILE_STACK_BYTES, GUEST_LOOK_TIME, GUEST_RETRY_TIME, GUEST_SETTLE_TIME,
 };
 use crate::logging::Recurring;
+use crate::process::connections::Group;
 use crate::process::service_manager;
 use crate::process::shutdown::Shutdown;
 use crate::sandbox::rejection::RejectedGuest;
@@ -63,11 +64,12 @@ impl Reload {
     ///
     /// # Errors
     /// The system has no room for another thread.
-    pub fn start(
+    pub(crate) fn start(
         policy: Policy,
         seen: Option<Fingerprint>,
         runtime: Arc<Runtime>,
         versions: Arc<Versions>,
+        connections: Arc<Group>,
         shutdown: Shutdown,
     ) -> io::Result<Reload> {
         let orders = Arc::<Orders>::default();
@@ -88,6 +90,7 @@ impl Reload {
             policy,
             runtime,
             versions,
+            connections,
             shutdown,
             orders: Arc::clone(&orders),
             watch,
@@ -159,6 +162,7 @@ struct Loader {
     policy: Policy,
     runtime: Arc<Runtime>,
     versions: Arc<Versions>,
+    connections: Arc<Group>,
     shutdown: Shutdown,
     orders: Arc<Orders>,
     watch: Option<Watch>,
@@ -260,7 +264,7 @@ impl Loader {
                 // It may become readable, and that does not show.
                 self.try_again();
                 let (file, version) = (self.policy.file.display(), self.versions.current().number);
-                tracing::error!(%file, "cannot read the guest, version {version} stays: {error}");
+                tracing::error!(service = self.runtime.service(), %file, "cannot read the guest, version {version} stays: {error}");
             }
         }
         if std::mem::take(&mut self.ordered) {
@@ -280,36 +284,37 @@ impl Loader {
             .candidate()
             .is_some_and(|version| version.digest == sha256)
         {
-            tracing::info!(%sha256, "the guest's file is the version that is being tried");
+            tracing::info!(service = self.runtime.service(), %sha256, "the guest's file is the version that is being tried");
             return;
         }
         let current = self.versions.current();
         if current.digest == sha256 {
             if let Some(candidate) = self.versions.withdraw() {
                 tracing::info!(
+                    service = self.runtime.service(),
                     version = candidate.number,
                     "withdrawn: the file is the current version's again"
                 );
                 self.grow_old(&candidate);
             } else if self.ordered && self.unchanged.again().is_some() {
-                tracing::info!(version = current.number, %sha256, "the guest's file has not changed");
+                tracing::info!(service = self.runtime.service(), version = current.number, %sha256, "the guest's file has not changed");
             }
             return;
         }
         if self.rolled_back == Some(sha256) {
-            tracing::warn!(%sha256, "refused the new guest, version {} stays: it has been rolled back", current.number);
+            tracing::warn!(service = self.runtime.service(), %sha256, "refused the new guest, version {} stays: it has been rolled back", current.number);
             return;
         }
         match trial::run(&self.runtime, &file.bytes, &|| self.is_wanted()) {
             Ok(passed) => self.adopt(passed, sha256),
             Err(Failed::Rejected(RejectedGuest::NotWanted)) => {
-                tracing::info!(%sha256, "gave up compiling the new guest: it is not wanted any more");
+                tracing::info!(service = self.runtime.service(), %sha256, "gave up compiling the new guest: it is not wanted any more");
             }
             Err(error) => {
                 if error.may_pass() {
                     self.try_again();
                 }
-                tracing::error!(%sha256, "refused the new guest, version {} stays: {error}", current.number);
+                tracing::error!(service = self.runtime.service(), %sha256, "refused the new guest, version {} stays: {error}", current.number);
             }
         }
     }
@@ -328,20 +333,24 @@ impl Loader {
     fn adopt(&mut self, passed: Passed, sha256: Digest) {
         self.rolled_back = None;
         if let Some(earlier) = self.versions.withdraw() {
-            tracing::info!(version = earlier.number, "withdrawn: there is a newer one");
+            tracing::info!(
+                service = self.runtime.service(),
+                version = earlier.number,
+                "withdrawn: there is a newer one"
+            );
             self.grow_old(&earlier);
         }
         let compile_time = passed.compile_time;
         match self.policy.canary {
             None => {
                 let (new, old) = self.versions.replace(passed, sha256);
-                tracing::info!(version = new.number, %sha256, ?compile_time, "new connections get a new version");
+                tracing::info!(service = self.runtime.service(), version = new.number, %sha256, ?compile_time, "new connections get a new version");
                 new.log_room();
                 self.grow_old(&old);
             }
             Some(share) => {
                 let new = self.versions.try_out(passed, sha256, share, Instant::now());
-                tracing::info!(version = new.number, %sha256, ?compile_time, percent = share.percent, time = ?share.time, "trying a new version on a share of the new connections");
+                tracing::info!(service = self.runtime.service(), version = new.number, %sha256, ?compile_time, percent = share.percent, time = ?share.time, "trying a new version on a share of the new connections");
                 new.log_room();
             }
         }
@@ -356,6 +365,7 @@ impl Loader {
         let (current_sessions, current_failures) = judged.current_counts;
         match judged.verdict {
             Verdict::Promote => tracing::info!(
+                service = self.runtime.service(),
                 version,
                 sessions,
                 failures,
@@ -366,6 +376,7 @@ impl Loader {
             Verdict::RollBack => {
                 self.rolled_back = Some(judged.candidate.digest);
                 tracing::error!(
+                    service = self.runtime.service(),
                     version,
                     sessions,
                     failures,
@@ -390,7 +401,9 @@ impl Loader {
     fn retire_old(&mut self) {
         let now = Instant::now();
         let Loader {
-            replaced, shutdown, ..
+            replaced,
+            connections,
+            ..
         } = self;
         replaced.retain(|(when, version)| {
             let Some(version) = version.upgrade() else {
@@ -400,11 +413,12 @@ impl Loader {
                 return true;
             }
             tracing::info!(
+                service = self.runtime.service(),
                 version = version.number,
                 "ending its connections (--max-guest-age)"
             );
             version.retire();
-            shutdown.connections().wake_version(version.number);
+            connections.wake_version(version.number);
             false
         });
     }

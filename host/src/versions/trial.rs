@@ -103,6 +103,7 @@ fn attempt(
     let room_bytes = (limits.guest.memory_bytes as u64).saturating_sub(memory_bytes);
     if room_bytes < limits.wire.line_bytes as u64 {
         tracing::warn!(
+            service = runtime.service(),
             "a line of {} bytes (--max-line) may not fit into the guest: it holds {memory_bytes} \
              bytes, and may hold {} (--guest-memory)",
             limits.wire.line_bytes,

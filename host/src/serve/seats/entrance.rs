@@ -2,54 +2,44 @@
 //! the fewest connections if that is far behind.
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
 
 use crate::limits::process::{ACCEPT_PAUSE, ACCEPTS_PER_ROUND};
 use crate::process::capacity;
 use crate::process::shutdown::Shutdown;
-use crate::serve::admission::{Accepted, Admission};
+use crate::serve::admission::{self, Accepted, Admission};
 use crate::serve::seats::board::Board;
-use crate::serve::seats::seat::{LISTENER, Letter, Seat, lock};
+use crate::serve::seats::seat::{DOORS, Letter, Seat, lock};
 
 /// How many connections more than another a seat may have before it lets that one have the next.
 const UNEVEN: usize = 8;
 
 /// Where clients come in, one at a time.
 pub(super) struct Entrance {
-    door: Mutex<Door>,
+    admission: Mutex<Admission>,
     shutdown: Shutdown,
 }
 
-struct Door {
-    admission: Admission,
-    /// Nothing when nobody is let in any more.
-    listener: Option<TcpListener>,
-}
-
 impl Entrance {
-    /// For the clients of `listener`, until `shutdown` begins. No seat is told of any yet.
-    pub(super) fn new(listener: TcpListener, admission: Admission, shutdown: Shutdown) -> Entrance {
-        let door = Door {
-            admission,
-            listener: Some(listener),
-        };
+    /// Until `shutdown` begins. No seat is told of any client yet.
+    pub(super) fn new(admission: Admission, shutdown: Shutdown) -> Entrance {
         Entrance {
-            door: Mutex::new(door),
+            admission: Mutex::new(admission),
             shutdown,
         }
     }
 
     /// How many clients have been let in.
     pub(super) fn count(&self) -> u64 {
-        lock(&self.door).admission.count()
+        lock(&self.admission).count()
     }
 
-    /// Lets clients in, for the thread that holds the seat of this number and where there are so many
-    /// `threads`. Those for this seat are in its inbox then: thousands may come at once, and would not
+    /// Lets clients in at a door, for the thread that holds the seat of this number and where there are
+    /// so many `threads`. Those for this seat are in its inbox then: thousands may come at once, and would not
     /// all have room in the kernel's queue for as long as their guests take to greet.
     ///
     /// # Errors
@@ -59,11 +49,12 @@ impl Entrance {
         seats: &[Seat],
         number: usize,
         board: &mut Board,
+        door: usize,
         threads: usize,
     ) -> io::Result<()> {
         for _ in 0..ACCEPTS_PER_ROUND {
             let connections = seats.iter().map(Seat::connections).sum();
-            match self.accept(connections, threads) {
+            match self.accept(door, connections, threads) {
                 Ok(Accepted::Client(admitted)) => {
                     let fewest = fewest(seats, number);
                     seats[fewest].expect_connection();
@@ -90,25 +81,19 @@ impl Entrance {
         Ok(())
     }
 
-    fn accept(&self, connections: usize, threads: usize) -> io::Result<Accepted> {
-        let mut door = lock(&self.door);
-        let Door {
-            admission,
-            listener: Some(listener),
-        } = &mut *door
-        else {
-            return Ok(Accepted::Nobody);
-        };
+    fn accept(&self, door: usize, connections: usize, threads: usize) -> io::Result<Accepted> {
+        let mut admission = lock(&self.admission);
         if !self.shutdown.is_accepting() {
             return Ok(Accepted::Nobody);
         }
-        match admission.accept(listener, threads)? {
+        match admission.accept(door, threads)? {
             // Where each has a thread, that is asked when the thread is started.
             Accepted::Client(admitted) => match capacity::check_addresses(connections.max(threads))
             {
                 Ok(()) => Ok(Accepted::Client(admitted)),
                 Err(error) => {
-                    admission.refuse(admitted.permit.stream(), &error.to_string());
+                    let stream = admitted.permit.stream();
+                    admission::refuse(&admitted.service, stream, &error.to_string());
                     Ok(Accepted::Refused)
                 }
             },
@@ -121,20 +106,23 @@ impl Entrance {
     /// # Errors
     /// The kernel has no room for that.
     pub(super) fn listen(&self, seat: &Seat, number: usize, listens: bool) -> io::Result<()> {
-        let door = lock(&self.door);
-        let Some(listener) = &door.listener else {
-            return Ok(());
+        // A client wakes one seat of those that are exclusive, and this may be a seat of another
+        // process, which has just handed the listener over and accepts no more. So one is not.
+        let flags = match number {
+            0 => EventFlags::IN,
+            _ => EventFlags::IN | EventFlags::EXCLUSIVE,
         };
-        if listens {
-            // A client wakes one seat of those that are exclusive, and this may be a seat of another
-            // process, which has just handed the listener over and accepts no more. So one is not.
-            let flags = match number {
-                0 => EventFlags::IN,
-                _ => EventFlags::IN | EventFlags::EXCLUSIVE,
+        let admission = lock(&self.admission);
+        for (door, listener) in (DOORS..).zip(admission.listeners()) {
+            let told = match listens {
+                true => epoll::add(&seat.epoll, listener, EventData::new_u64(door), flags),
+                false => epoll::delete(&seat.epoll, listener),
             };
-            epoll::add(&seat.epoll, listener, EventData::new_u64(LISTENER), flags)?;
-        } else {
-            epoll::delete(&seat.epoll, listener)?;
+            match told {
+                // Some doors may have been told of before there was no room for the others.
+                Ok(()) | Err(Errno::EXIST | Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
@@ -144,7 +132,7 @@ impl Entrance {
         for (number, seat) in seats.iter().enumerate() {
             let _ = self.listen(seat, number, false);
         }
-        lock(&self.door).listener = None;
+        lock(&self.admission).close();
     }
 }
 

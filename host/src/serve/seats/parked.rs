@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::limits::process::SENDS_PER_TURN;
 use crate::serve::connection::{Admitted, Close, Connection};
 use crate::serve::lingering::Lingering;
-use crate::serve::service::Service;
 use crate::serve::socket::Socket;
 use crate::talk::conversation::{Event, Wait};
 
@@ -16,7 +15,6 @@ use crate::talk::conversation::{Event, Wait};
 pub(super) struct Parked {
     connection: Connection,
     stream: Arc<TcpStream>,
-    service: Arc<Service>,
     /// That it has to end has been told.
     draining: bool,
     /// There may be input of which the kernel does not tell again.
@@ -72,13 +70,12 @@ impl Waits {
 
 impl Parked {
     /// Has the client greeted. Returns nothing when it is over already.
-    pub(super) fn start(admitted: Admitted, service: &Arc<Service>) -> Option<Box<Parked>> {
+    pub(super) fn start(admitted: Admitted) -> Option<Box<Parked>> {
         let stream = Arc::clone(admitted.permit.stream());
-        let (connection, wait) = Connection::start(admitted, service);
+        let (connection, wait) = Connection::start(admitted);
         let parked = Box::new(Parked {
             connection,
             stream,
-            service: Arc::clone(service),
             draining: false,
             unread: false,
             is_last: false,
@@ -205,7 +202,8 @@ impl Parked {
                 None
             }
             Close::Linger => {
-                let write_time = self.service.runtime.limits.wire.write_time;
+                let limits = &self.connection.held.service.runtime.limits;
+                let write_time = limits.wire.write_time;
                 self.lingering = Some(Lingering::begin(&self.socket(), write_time)?);
                 self.linger(false)
             }

@@ -16,7 +16,8 @@ use crate::serve::seats::parked::Parked;
 
 /// What an event is about, where it is no connection; otherwise that is its place.
 pub(super) const WAKE: u64 = u64::MAX;
-pub(super) const LISTENER: u64 = u64::MAX - 1;
+/// With the number of the door.
+pub(super) const DOORS: u64 = 1 << 32;
 
 pub(super) struct Seat {
     pub(super) epoll: OwnedFd,

@@ -1,0 +1,352 @@
+//! Several services in one server, and the walls between them.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use airlock::GREETER;
+use airlock::limits::Limits;
+use airlock::limits::process::Process;
+use airlock::process::shutdown::Shutdown;
+use airlock::sandbox::compiler::Compiler;
+use airlock::sandbox::host::Host;
+use airlock::sandbox::runtime::Runtime;
+use airlock::serve::admission::Door;
+use airlock::serve::scheduling::Scheduling;
+use airlock::serve::server::{self, Drained, Manner};
+use airlock::serve::service::Service;
+use airlock::talk::framing::Framing;
+use airlock::versions::assignment::Versions;
+use airlock::versions::guest_file::{Fingerprint, GuestFile};
+use airlock::versions::reload::{Policy, Reload};
+use airlock::versions::trial;
+use tempfile::TempDir;
+
+use crate::components::{component_with_memory, doing, howdy};
+use crate::support::{AIRLOCK, Client, Mode, eventually, guest, put};
+
+const REFUSAL: &str = "error: too many connections\n";
+
+/// One service of a process.
+struct Plan {
+    component: Vec<u8>,
+    environment: Vec<(String, String)>,
+    limits: Limits,
+    doors: usize,
+}
+
+/// With all limits as they are when nothing else is asked for, at one address.
+fn plan(component: &[u8]) -> Plan {
+    Plan {
+        component: component.to_vec(),
+        environment: Vec::new(),
+        limits: Limits::new(1000),
+        doors: 1,
+    }
+}
+
+fn limited(component: &[u8], limits: Limits) -> Plan {
+    Plan {
+        limits,
+        ..plan(component)
+    }
+}
+
+/// A server inside of this process, which ends when this is dropped.
+struct Server {
+    /// Of each service.
+    addresses: Vec<Vec<SocketAddr>>,
+    files: Vec<PathBuf>,
+    shutdown: Shutdown,
+    thread: Option<JoinHandle<Drained>>,
+    _reloads: Vec<Reload>,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// For so many services in a process with these bounds.
+    fn start<const N: usize>(process: Process, plans: [Plan; N]) -> Server {
+        let process = Process {
+            services: N,
+            ..process
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = Shutdown::new().unwrap();
+        let host = Host::new(process, Compiler::new(AIRLOCK, false)).unwrap();
+        let (mut addresses, mut doors, mut reloads) = (Vec::new(), Vec::new(), Vec::new());
+        let files = plans.iter().enumerate();
+        let files: Vec<_> = files
+            .map(|(number, _)| folder.path().join(format!("{number}.wasm")))
+            .collect();
+        for (plan, file) in plans.into_iter().zip(&files) {
+            fs::write(file, &plan.component).unwrap();
+            let seen = Fingerprint::of(file);
+            let component = GuestFile::read(file).unwrap();
+            let runtime = Runtime::new(&host, None, plan.environment, plan.limits);
+            let passed = trial::run(&runtime, &component.bytes, &|| true).unwrap();
+            let versions = Versions::new(passed, component.digest);
+            let service = Service::new(runtime, versions, Framing::Auto, None, &shutdown);
+            let policy = Policy {
+                file: file.clone(),
+                watch: true,
+                canary: None,
+                max_age: None,
+            };
+            reloads.push(service.reload(policy, seen, &shutdown).unwrap());
+            let listeners = (0..plan.doors).map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+            let listeners: Vec<_> = listeners.collect();
+            let bound = listeners.iter().map(|one| one.local_addr().unwrap());
+            addresses.push(bound.collect());
+            for listener in listeners {
+                doors.push(Door::new(listener, Arc::clone(&service)).unwrap());
+            }
+        }
+        let manner = Manner {
+            scheduling: match Mode::tested() {
+                Mode::PerConnection => Scheduling::PerConnection,
+                Mode::Shared(count) => Scheduling::Shared((count as usize).try_into().unwrap()),
+            },
+            watchdog_pause: None,
+        };
+        let ends = shutdown.clone();
+        let thread = thread::spawn(move || server::run(doors, None, &host, manner, &ends).unwrap());
+        Server {
+            addresses,
+            files,
+            shutdown,
+            thread: Some(thread),
+            _reloads: reloads,
+            _folder: folder,
+        }
+    }
+
+    fn connect(&self, service: usize) -> Client {
+        Client::connect(self.addresses[service][0])
+    }
+
+    /// Connects to a service of the greeter.
+    fn greeted(&self, service: usize) -> Client {
+        let mut client = self.connect(service);
+        assert_eq!(client.hear(), "Welcome!\n");
+        client
+    }
+
+    /// Connects to a service of the greeter until somebody is refused.
+    fn fill(&self, service: usize) -> Vec<Client> {
+        let mut inside = Vec::new();
+        loop {
+            let mut client = self.connect(service);
+            match client.hear().as_str() {
+                "Welcome!\n" => inside.push(client),
+                refusal => {
+                    assert_eq!(refusal, REFUSAL);
+                    return inside;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown.drain();
+        let drained = self.thread.take().unwrap().join();
+        if !thread::panicking() {
+            assert_eq!(drained.unwrap(), Drained::InTime);
+        }
+    }
+}
+
+/// The bounds of a process with room for so many connections.
+fn process(connections: usize) -> Process {
+    Process::new(connections, 1 << 30)
+}
+
+fn component(name: &str) -> Vec<u8> {
+    fs::read(guest(name)).unwrap()
+}
+
+#[test]
+fn each_service_answers_with_its_own_guest_at_each_of_its_addresses() {
+    let greeter = Plan {
+        doors: 3,
+        ..plan(GREETER)
+    };
+    let hostile = Plan {
+        environment: vec![("OF".to_owned(), "the third".to_owned())],
+        ..plan(&component("hostile"))
+    };
+    let plans = [greeter, plan(&component("counter")), hostile];
+    let server = Server::start(process(100), plans);
+    let mut greeted = Vec::new();
+    for &address in &server.addresses[0] {
+        let mut client = Client::connect(address);
+        assert_eq!(client.hear(), "Welcome!\n");
+        assert_eq!(client.ask("Ada"), "Hello, Ada!");
+        greeted.push(client);
+    }
+    let mut counting = server.connect(1);
+    let mut third = server.connect(2);
+    assert_eq!(third.hear(), "ready\n");
+    for count in 1..100 {
+        assert_eq!(counting.ask("count"), count.to_string());
+        for client in &mut greeted {
+            assert_eq!(client.ask("Ada"), "Hello, Ada!");
+        }
+        assert_eq!(third.ask("tell"), "secret: ");
+    }
+    let local = server.addresses[1][0].to_string();
+    assert_eq!(counting.ask("local"), local);
+    // Each connection of the process has a number of its own.
+    assert_eq!(counting.ask("id"), "4");
+    let environment = third.ask("environment");
+    assert!(
+        environment.contains(r#"[("OF", "the third")]"#),
+        "{environment}"
+    );
+}
+
+#[test]
+fn limits_are_those_of_the_service() {
+    let mut limits = Limits::new(2);
+    limits.wire.line_bytes = 10;
+    limits.wire.idle_time = Duration::from_millis(200);
+    limits.guest.call_time = Duration::from_millis(100);
+    let hostile = component("hostile");
+    let plans = [limited(&hostile, limits), plan(&hostile), plan(GREETER)];
+    let server = Server::start(process(100), plans);
+    let mut free = server.connect(1);
+    assert_eq!(free.hear(), "ready\n");
+    let mut bound = server.connect(0);
+    assert_eq!(bound.hear(), "ready\n");
+    let refusal = "error: line is longer than 10 bytes";
+    assert_eq!(bound.ask("announce and work"), refusal);
+    assert_eq!(bound.ask("sleep"), "error: the guest failed");
+    let mut silent = server.connect(0);
+    assert_eq!(silent.hear(), "ready\n");
+    assert_eq!(silent.rest(), "error: timed out waiting for a line\n");
+    assert_eq!(free.ask("announce and work"), "worked");
+}
+
+#[test]
+fn a_service_that_is_full_leaves_the_others_alone() {
+    let mut limits = Limits::new(3);
+    limits.connections_per_ip = 2;
+    let plans = [
+        limited(GREETER, Limits::new(4)),
+        plan(GREETER),
+        limited(GREETER, limits),
+    ];
+    let server = Server::start(process(100), plans);
+    let mut inside = server.greeted(1);
+    let full = server.fill(0);
+    assert_eq!(full.len(), 4);
+    // Where they come from counts for each service alone.
+    assert_eq!(server.fill(2).len(), 2);
+    for _ in 0..200 {
+        assert_eq!(server.connect(0).rest(), REFUSAL);
+        assert_eq!(inside.ask("Ada"), "Hello, Ada!");
+    }
+    let mut beside = server.greeted(1);
+    assert_eq!(beside.ask("Ada"), "Hello, Ada!");
+    drop(full);
+    eventually("there is room again", || {
+        server.connect(0).hear() == "Welcome!\n"
+    });
+}
+
+#[test]
+fn connections_are_kept_for_each_service_however_many_another_has() {
+    // Half of them are for whoever comes first.
+    let plans = [
+        plan(GREETER),
+        plan(GREETER),
+        limited(GREETER, Limits::new(2)),
+    ];
+    let server = Server::start(process(48), plans);
+    let first = server.fill(0);
+    assert_eq!(first.len(), 48 - 8 - 2);
+    let second = server.fill(1);
+    assert_eq!(second.len(), 8);
+    assert_eq!(server.fill(2).len(), 2);
+    // What the others have given back is for them.
+    drop(second);
+    eventually("there is room again", || server.fill(1).len() == 8);
+    assert_eq!(server.fill(0).len(), 0);
+}
+
+#[test]
+fn memory_is_kept_for_each_service_however_much_another_has() {
+    // Each instance has 17 MiB from the beginning, and 10 MiB more with the first line.
+    let grows = "(if (i32.eq (memory.grow (i32.const 160)) (i32.const -1)) (then unreachable))";
+    let guest = component_with_memory(272, &doing(grows));
+    let process = Process::new(100, 256 << 20);
+    let server = Server::start(process, [plan(&guest), plan(&guest)]);
+    // 32 MiB for each of the two, and 192 MiB for both, of which an eighth is for growing. The guest
+    // says nothing until it is asked, and what is refused is said at once.
+    let mut inside = Vec::new();
+    while inside.len() < 10 {
+        inside.push(server.connect(0));
+    }
+    eventually("there is no room", || server.connect(0).rest() == REFUSAL);
+    let mut other = server.connect(1);
+    // The first service takes the rest of what is common.
+    let mut answers = inside.iter_mut().map(|client| {
+        client.send("grow\n");
+        client.hear()
+    });
+    assert!(answers.any(|answer| answer == "error: the guest failed\n"));
+    assert_eq!(other.ask("grow"), "");
+    drop(other);
+    eventually("there is room again", || {
+        server.connect(1).ask("grow").is_empty()
+    });
+}
+
+#[test]
+fn guests_of_one_service_that_compute_delay_no_other_service() {
+    let mut limits = Limits::new(100);
+    limits.guest.call_time = Duration::from_secs(3);
+    let plans = [limited(&component("hostile"), limits), plan(GREETER)];
+    let server = Server::start(process(200), plans);
+    let mut beside = server.greeted(1);
+    let mut spinning: Vec<_> = (0..4).map(|_| server.connect(0)).collect();
+    for client in &mut spinning {
+        assert_eq!(client.hear(), "ready\n");
+        client.send("spin\n");
+    }
+    for _ in 0..50 {
+        assert_eq!(beside.ask("Ada"), "Hello, Ada!");
+        assert_eq!(server.greeted(1).ask("Bob"), "Hello, Bob!");
+    }
+    for client in &mut spinning {
+        assert_eq!(client.hear(), "error: the guest failed\n");
+    }
+}
+
+#[test]
+fn a_new_version_is_one_services_and_so_is_a_broken_one() {
+    let plans = [plan(GREETER), plan(GREETER), plan(GREETER)];
+    let server = Server::start(process(100), plans);
+    let mut open: Vec<_> = (0..3).map(|service| server.greeted(service)).collect();
+    put(&server.files[0], b"no component");
+    put(&server.files[1], &howdy());
+    eventually("the second has a new version", || {
+        server.greeted(1).ask("Ada") == "Howdy, Ada!"
+    });
+    for service in [0, 2] {
+        assert_eq!(server.greeted(service).ask("Ada"), "Hello, Ada!");
+    }
+    for client in &mut open {
+        assert_eq!(client.ask("Ada"), "Hello, Ada!");
+    }
+    // What was broken can be put right.
+    put(&server.files[0], &howdy());
+    eventually("the first has a new version", || {
+        server.greeted(0).ask("Ada") == "Howdy, Ada!"
+    });
+    assert_eq!(server.greeted(2).ask("Ada"), "Hello, Ada!");
+}
