@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::thread;
 
 use airlock::cli::{self, Serve};
+use airlock::process::service_manager::{self, Reloading};
 use airlock::process::shutdown::Shutdown;
 use airlock::process::takeover::{Predecessor, TakeoverSocket};
-use airlock::process::{capacity, heap, service_manager};
+use airlock::process::{capacity, heap};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
@@ -66,7 +67,10 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     let shutdown = Shutdown::new()?;
     let service = Service::new(runtime, versions, options.framing, recordings, &shutdown);
     let reload = start_reload(&options, seen, &service, &shutdown)?;
-    obey_signals(shutdown.clone(), reload.as_ref().map(Reload::trigger))?;
+    obey_signals(
+        shutdown.clone(),
+        reload.iter().map(Reload::trigger).collect(),
+    )?;
     let (listener, takeover) = listen(&options, from_systemd, &shutdown)?;
     if options.listen.port() == 0 {
         // The one line on standard output, for whoever asked for a free port. A reader that has
@@ -152,27 +156,28 @@ fn start_reload(
 }
 
 /// The first SIGINT or SIGTERM drains, a second one ends the process at once. SIGHUP reloads.
-fn obey_signals(shutdown: Shutdown, reload: Option<Trigger>) -> io::Result<()> {
+fn obey_signals(shutdown: Shutdown, reloads: Vec<Trigger>) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
-                match &reload {
-                    _ if signal != SIGHUP && shutdown.is_draining() => {
-                        tracing::warn!("ending at once: told to end a second time");
-                        logging::end();
-                        std::process::exit(1);
-                    }
-                    _ if signal != SIGHUP => shutdown.drain(),
-                    Some(reload) => reload.reload(),
-                    None => {
-                        service_manager::reloading();
+                if signal == SIGHUP {
+                    let reloading = Reloading::begin();
+                    if reloads.is_empty() {
                         tracing::warn!(
                             "nothing to reload: the greeter is built in, name a file with --guest"
                         );
-                        service_manager::reloaded();
                     }
+                    for reload in &reloads {
+                        reload.reload(reloading.clone());
+                    }
+                } else if shutdown.is_draining() {
+                    tracing::warn!("ending at once: told to end a second time");
+                    logging::end();
+                    std::process::exit(1);
+                } else {
+                    shutdown.drain();
                 }
             }
         })?;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -51,27 +51,47 @@ pub fn tell_at(path: PathBuf) -> io::Result<()> {
 /// one means to be ready.
 static SERVING: AtomicBool = AtomicBool::new(false);
 
+/// Parts of reloads that have not ended.
+static RELOADING: AtomicUsize = AtomicUsize::new(0);
+
 /// The server accepts connections.
 pub(crate) fn ready() {
     SERVING.store(true, Ordering::SeqCst);
     tell(&[NotifyState::Ready]);
 }
 
-/// A reload that was asked for begins.
-pub fn reloading() {
-    if SERVING.load(Ordering::SeqCst) {
-        // The time is what tells systemd that this belongs to the reload it asked for.
-        match NotifyState::monotonic_usec_now() {
-            Ok(now) => tell(&[NotifyState::Reloading, now]),
-            Err(_) => tell(&[NotifyState::Reloading]),
+/// A reload that was asked for. It has ended, whatever came of it, when this and all its clones are
+/// dropped; and if no other one is under way, that is told.
+#[derive(Debug)]
+pub struct Reloading(());
+
+impl Reloading {
+    /// It begins.
+    pub fn begin() -> Reloading {
+        RELOADING.fetch_add(1, Ordering::SeqCst);
+        if SERVING.load(Ordering::SeqCst) {
+            // The time is what tells systemd that this belongs to the reload it asked for.
+            match NotifyState::monotonic_usec_now() {
+                Ok(now) => tell(&[NotifyState::Reloading, now]),
+                Err(_) => tell(&[NotifyState::Reloading]),
+            }
         }
+        Reloading(())
     }
 }
 
-/// It has ended, whatever came of it.
-pub fn reloaded() {
-    if SERVING.load(Ordering::SeqCst) {
-        tell(&[NotifyState::Ready]);
+impl Clone for Reloading {
+    fn clone(&self) -> Reloading {
+        RELOADING.fetch_add(1, Ordering::SeqCst);
+        Reloading(())
+    }
+}
+
+impl Drop for Reloading {
+    fn drop(&mut self) {
+        if RELOADING.fetch_sub(1, Ordering::SeqCst) == 1 && SERVING.load(Ordering::SeqCst) {
+            tell(&[NotifyState::Ready]);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::limits::guest::{
 };
 use crate::logging::Recurring;
 use crate::process::connections::Group;
-use crate::process::service_manager;
+use crate::process::service_manager::Reloading;
 use crate::process::shutdown::Shutdown;
 use crate::sandbox::rejection::RejectedGuest;
 use crate::sandbox::runtime::Runtime;
@@ -52,9 +52,9 @@ pub struct Reload(Arc<Orders>);
 pub struct Trigger(Arc<Orders>);
 
 impl Trigger {
-    /// Loads the file now, changed or not.
-    pub fn reload(&self) {
-        self.0.give(|pending| pending.reload = true);
+    /// Loads the file now, changed or not, as a part of this reload.
+    pub fn reload(&self, reloading: Reloading) {
+        self.0.give(|pending| pending.reload = Some(reloading));
     }
 }
 
@@ -97,7 +97,7 @@ impl Reload {
             // What was written just before may have been written to since.
             seen: seen.filter(Fingerprint::is_old),
             again: None,
-            ordered: false,
+            ordered: None,
             unsettled: None,
             rolled_back: None,
             unchanged: Recurring::new(),
@@ -129,11 +129,17 @@ struct Orders {
     given: Condvar,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Pending {
     look: bool,
-    reload: bool,
+    reload: Option<Reloading>,
     stop: bool,
+}
+
+impl Pending {
+    fn is_nothing(&self) -> bool {
+        !self.look && self.reload.is_none() && !self.stop
+    }
 }
 
 impl Orders {
@@ -142,9 +148,10 @@ impl Orders {
         self.given.notify_one();
     }
 
-    /// The orders that there are.
-    fn peek(&self) -> Pending {
-        *self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the orders that there are include to load the file, and to stop.
+    fn peek(&self) -> (bool, bool) {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        (pending.reload.is_some(), pending.stop)
     }
 
     /// Takes the orders that there are, or those that come within `time`.
@@ -152,7 +159,7 @@ impl Orders {
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut pending, _) = self
             .given
-            .wait_timeout_while(pending, time, |pending| *pending == Pending::default())
+            .wait_timeout_while(pending, time, |pending| pending.is_nothing())
             .unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut pending)
     }
@@ -171,7 +178,7 @@ struct Loader {
     /// When the file is to be loaded again though it has not changed.
     again: Option<Instant>,
     /// A load was asked for and has not been done.
-    ordered: bool,
+    ordered: Option<Reloading>,
     /// The file as it is while it changes, and since when it is like that.
     unsettled: Option<(Fingerprint, Instant)>,
     /// What failed on connections; it is not tried again.
@@ -198,17 +205,14 @@ impl Loader {
             if orders.stop {
                 return;
             }
-            if orders.reload {
-                self.ordered = true;
-                service_manager::reloading();
-            }
+            self.ordered = orders.reload.or(self.ordered.take());
         }
     }
 
     /// How long nothing needs to be done, if nothing happens.
     fn patience(&self) -> Duration {
         let mut time = GUEST_LOOK_TIME;
-        if self.unsettled.is_some() || self.ordered {
+        if self.unsettled.is_some() || self.ordered.is_some() {
             time = time.min(GUEST_SETTLE_TIME);
         }
         if self.versions.candidate().is_some() {
@@ -228,7 +232,7 @@ impl Loader {
         let file = Fingerprint::of(&self.policy.file);
         // Whoever removed a file is about to put another there.
         let changed = self.policy.watch && file.is_some() && file != self.seen;
-        if !self.ordered && !changed {
+        if self.ordered.is_none() && !changed {
             self.unsettled = None;
         } else if file.is_none_or(|file| self.has_settled(file, now)) {
             self.load();
@@ -267,9 +271,7 @@ impl Loader {
                 tracing::error!(service = self.runtime.service(), %file, "cannot read the guest, version {version} stays: {error}");
             }
         }
-        if std::mem::take(&mut self.ordered) {
-            service_manager::reloaded();
-        }
+        self.ordered = None;
     }
 
     /// What went wrong may go right later, with the same file.
@@ -296,7 +298,7 @@ impl Loader {
                     "withdrawn: the file is the current version's again"
                 );
                 self.grow_old(&candidate);
-            } else if self.ordered && self.unchanged.again().is_some() {
+            } else if self.ordered.is_some() && self.unchanged.again().is_some() {
                 tracing::info!(service = self.runtime.service(), version = current.number, %sha256, "the guest's file has not changed");
             }
             return;
@@ -321,12 +323,12 @@ impl Loader {
 
     /// Whether what is being compiled is still to be served.
     fn is_wanted(&self) -> bool {
-        let orders = self.orders.peek();
-        if orders.stop || self.shutdown.is_draining() {
+        let (reload, stop) = self.orders.peek();
+        if stop || self.shutdown.is_draining() {
             return false;
         }
         let file = Fingerprint::of(&self.policy.file);
-        let looks = self.policy.watch || orders.reload;
+        let looks = self.policy.watch || reload;
         !looks || file.is_none() || file == self.seen
     }
 
