@@ -29,7 +29,7 @@ fn meeting_place() -> (TempDir, PathBuf, String) {
 }
 
 /// What the two say to each other (`host/src/process/takeover.rs`).
-const OFFER: u8 = 3;
+const OFFER: u8 = 4;
 const TAKE: u8 = 1;
 const STILL: u8 = 2;
 const YES: u8 = 3;
@@ -258,7 +258,7 @@ fn the_new_process_serves_when_the_old_one_stops_or_dies_at_any_step() {
             assert_eq!(new.address, address, "{step:?}");
             assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!", "{step:?}");
             drop(old);
-            new.logged(&["took the listener over"]);
+            new.logged(&["took the listeners over"]);
             Player::come(&path).hear(OFFER);
             assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!", "{step:?}");
         }
@@ -275,12 +275,12 @@ fn an_old_process_that_has_not_waited_is_asked_again() {
         let mut player = old.offer();
         player.hear(TAKE);
         let new = new.join().unwrap();
-        let taken = |line: &String| line.contains("took the listener over");
+        let taken = |line: &String| line.contains("took the listeners over");
         assert!(!new.log().iter().any(taken));
         player.say(STILL);
         player.hear(YES);
         drop(player);
-        new.logged(&["took the listener over"]);
+        new.logged(&["took the listeners over"]);
         assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!");
     });
 }
@@ -377,7 +377,10 @@ fn what_cannot_be_taken_over_is_said_in_one_line() {
 
     let server = Server::start(&[&option]);
     let line = refusal("--listen=127.0.0.2:0");
-    let words = format!("listens on {} and --listen says", server.address);
+    let words = format!(
+        "listens on {} and this one is to listen on 127.0.0.2:0",
+        server.address
+    );
     assert!(line.contains(&words), "{line}");
     assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod check;
 mod guest;
+mod listen;
 pub(crate) mod serve;
 pub(crate) mod test;

@@ -1,21 +1,23 @@
 //! `airlock`: builds the server and everything around it, and runs it.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 
 use airlock::cli::{self, Serve};
+use airlock::limits::Limits;
 use airlock::process::service_manager::{self, Reloading};
 use airlock::process::shutdown::Shutdown;
-use airlock::process::takeover::{Predecessor, TakeoverSocket};
 use airlock::process::{capacity, heap};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
 use airlock::serve::admission::Door;
-use airlock::serve::listener;
+use airlock::serve::listener::{self, Activated};
 use airlock::serve::recording::Recordings;
+use airlock::serve::recording::disk::Disk;
 use airlock::serve::server::{self, Drained, Manner};
 use airlock::serve::service::Service;
 use airlock::versions::assignment::Versions;
@@ -23,61 +25,48 @@ use airlock::versions::guest_file::{Fingerprint, GuestFile};
 use airlock::versions::reload::{Policy, Reload, Trigger};
 use airlock::versions::trial;
 use airlock::{GREETER, logging};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::commands::guest::read;
+use crate::commands::listen::{Wanted, listen};
 
-pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<ExitCode> {
+/// The name of the service that options describe.
+const DEFAULT: &str = "default";
+
+pub(crate) fn run(options: Serve, activated: Vec<Activated>) -> Result<ExitCode> {
     if let Some(path) = cli::service_manager() {
         service_manager::tell_at(path)?;
     }
     heap::settle();
     let capacity = capacity::claim(options.each());
     let (process, limits) = options.limits(capacity).map_err(|error| anyhow!(error))?;
-    // Before it is read: when it changes from then on, it is read again.
-    let seen = options.guest.as_deref().and_then(Fingerprint::of);
-    let guest = match &options.guest {
-        None => GuestFile::from(GREETER.to_vec()),
-        Some(path) => read(path)?,
-    };
     tracing::debug!(?capacity, ?process, ?limits, "this server's bounds");
-    let environment = options.guest_options.environment();
-    let environment = environment.map_err(|error| anyhow!(error))?;
     let host = Host::new(process, Compiler::this_program(false))?;
-    let runtime = Runtime::new(&host, None, environment, limits);
-    let passed = trial::run(&runtime, &guest.bytes, &|| true);
-    let passed = passed.with_context(|| match &options.guest {
-        None => "cannot serve the built-in greeter".to_owned(),
-        Some(path) => format!("cannot serve `{}`", path.display()),
-    })?;
-    let versions = Versions::new(passed, guest.digest);
-    drop(guest.bytes);
-    // The disk is the thread that writes them; it ends after the server.
-    let (recordings, _disk) = match options.record.clone() {
-        None => (None, None),
-        Some(folder) => {
-            let cannot = format!("cannot record into `{}`", folder.display());
-            let (recordings, disk) = Recordings::new(folder).context(cannot)?;
-            (Some(recordings), Some(disk))
-        }
-    };
-
     let shutdown = Shutdown::new()?;
-    let service = Service::new(runtime, versions, options.framing, recordings, &shutdown);
-    let reload = start_reload(&options, seen, &service, &shutdown)?;
+    let service = start(&host, None, &options, limits, &shutdown)?;
+    // The disks are the threads that write recordings; they end after the server.
+    let (services, reloads, _disks) = (vec![service.service], service.reload, service.disk);
     obey_signals(
         shutdown.clone(),
-        reload.iter().map(Reload::trigger).collect(),
+        reloads.iter().map(Reload::trigger).collect(),
     )?;
-    let (listener, takeover) = listen(&options, from_systemd, &shutdown)?;
-    if options.listen.port() == 0 {
-        // The one line on standard output, for whoever asked for a free port. A reader that has
-        // gone is no reason not to serve.
-        let _ = writeln!(io::stdout(), "listening on {}", listener.local_addr()?);
+    let wanted = [Wanted {
+        name: DEFAULT,
+        addresses: &[options.listen],
+        backlog: options.backlog.unwrap_or(listener::MOST_BACKLOG),
+        reuse_port: options.lifecycle.reuse_port,
+    }];
+    let takeover = options.lifecycle.takeover.as_deref();
+    let (listeners, takeover) = listen(&wanted, activated, takeover, &shutdown)?;
+    say_ports(&wanted, &listeners)?;
+    let mut doors = Vec::new();
+    for (service, listeners) in services.iter().zip(listeners) {
+        for listener in listeners {
+            doors.push(Door::new(listener, Arc::clone(service))?);
+        }
     }
-    let doors = vec![Door::new(listener, service)?];
     let manner = Manner {
         scheduling: options.threads,
         watchdog_pause: service_manager::watchdog_pause(),
@@ -88,71 +77,74 @@ pub(crate) fn run(options: Serve, from_systemd: Option<TcpListener>) -> Result<E
     }
 }
 
-/// The listener: of the process before this one, of systemd, or our own; and where the next
-/// process takes it over.
-fn listen(
-    options: &Serve,
-    from_systemd: Option<TcpListener>,
-    shutdown: &Shutdown,
-) -> Result<(TcpListener, Option<TakeoverSocket>)> {
-    let Some(path) = &options.lifecycle.takeover else {
-        return Ok((own_listener(options, from_systemd)?, None));
-    };
-    let shown = path.display();
-    let before = Predecessor::ask(path, shutdown)
-        .with_context(|| format!("cannot take over from `{shown}`"))?;
-    let listener = match &before {
-        Some(before) => {
-            let theirs = before.listener.local_addr()?;
-            let wanted = options.listen;
-            if !is_wanted(wanted, theirs) {
-                bail!(
-                    "the process at `{shown}` listens on {theirs} and --listen says {wanted}: stop \
-                     it, or say the same"
-                );
+/// The lines on standard output, for whoever asked for a free port. A reader that has gone is no
+/// reason not to serve.
+fn say_ports(services: &[Wanted<'_>], listeners: &[Vec<TcpListener>]) -> io::Result<()> {
+    for (service, listeners) in services.iter().zip(listeners) {
+        for (wanted, listener) in service.addresses.iter().zip(listeners) {
+            if wanted.port() == 0 {
+                let address = listener.local_addr()?;
+                let _ = match services {
+                    [_] => writeln!(io::stdout(), "listening on {address}"),
+                    _ => writeln!(io::stdout(), "{}: listening on {address}", service.name),
+                };
             }
-            before.listener.try_clone()?
         }
-        None => own_listener(options, from_systemd)?,
-    };
-    let takeover = TakeoverSocket::prepare(path, &listener, before, shutdown.clone())
-        .with_context(|| format!("cannot wait at `{shown}` for the next process"))?;
-    Ok((listener, Some(takeover)))
-}
-
-fn own_listener(options: &Serve, from_systemd: Option<TcpListener>) -> Result<TcpListener> {
-    match from_systemd {
-        Some(listener) => Ok(listener),
-        None => listener::bind(
-            options.listen,
-            options.backlog.unwrap_or(listener::MOST_BACKLOG),
-            options.lifecycle.reuse_port,
-        )
-        .map_err(|error| anyhow!(error)),
     }
+    Ok(())
 }
 
-/// Port 0 is any port.
-fn is_wanted(wanted: SocketAddr, address: SocketAddr) -> bool {
-    wanted.ip() == address.ip() && [0, address.port()].contains(&wanted.port())
+/// A service that is ready, and the threads beside it.
+struct Started {
+    service: Arc<Service>,
+    reload: Option<Reload>,
+    disk: Option<Disk>,
 }
 
-fn start_reload(
+/// Reads the guest of a service, and tries it. `name` is for the log, and for errors.
+fn start(
+    host: &Arc<Host>,
+    name: Option<&str>,
     options: &Serve,
-    seen: Option<Fingerprint>,
-    service: &Service,
+    limits: Limits,
     shutdown: &Shutdown,
-) -> io::Result<Option<Reload>> {
-    let Some(file) = &options.guest else {
-        return Ok(None);
+) -> Result<Started> {
+    // Before it is read: when it changes from then on, it is read again.
+    let seen = options.guest.as_deref().and_then(Fingerprint::of);
+    let guest = match &options.guest {
+        None => GuestFile::from(GREETER.to_vec()),
+        Some(path) => read(path)?,
     };
-    let policy = Policy {
+    let environment = options.guest_options.environment();
+    let environment = environment.map_err(|error| anyhow!(error))?;
+    let runtime = Runtime::new(host, name, environment, limits);
+    let passed = trial::run(&runtime, &guest.bytes, &|| true);
+    let passed = passed.with_context(|| match &options.guest {
+        None => "cannot serve the built-in greeter".to_owned(),
+        Some(path) => format!("cannot serve `{}`", path.display()),
+    })?;
+    let versions = Versions::new(passed, guest.digest);
+    let (recordings, disk) = match options.record.clone() {
+        None => (None, None),
+        Some(folder) => {
+            let cannot = format!("cannot record into `{}`", folder.display());
+            let (recordings, disk) = Recordings::new(folder).context(cannot)?;
+            (Some(recordings), Some(disk))
+        }
+    };
+    let service = Service::new(runtime, versions, options.framing, recordings, shutdown);
+    let policy = options.guest.as_ref().map(|file| Policy {
         file: file.clone(),
         watch: !options.reload.no_watch,
         canary: options.reload.canary,
         max_age: options.reload.max_guest_age.map(Into::into),
-    };
-    service.reload(policy, seen, shutdown).map(Some)
+    });
+    let reload = policy.map(|policy| service.reload(policy, seen, shutdown));
+    Ok(Started {
+        reload: reload.transpose()?,
+        service,
+        disk,
+    })
 }
 
 /// The first SIGINT or SIGTERM drains, a second one ends the process at once. SIGHUP reloads.

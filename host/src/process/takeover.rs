@@ -1,9 +1,9 @@
-//! The next process takes the listening socket over from this one, and nobody who connects
+//! The next process takes the listening sockets over from this one, and nobody who connects
 //! meanwhile notices.
 //!
-//! The running process waits at a Unix socket. The new one connects and is handed the listener
-//! itself (`SCM_RIGHTS`), so both have the same queue of waiting connections. When the new one is
-//! ready,
+//! The running process waits at a Unix socket. The new one connects and is handed the listeners
+//! themselves (`SCM_RIGHTS`), all in one message, so both have the same queues of waiting
+//! connections. When the new one is ready,
 //!
 //! 1. it accepts, beside the old one, and says so (`TAKE`);
 //! 2. the old one asks whether it is still there (`STILL`);
@@ -14,6 +14,7 @@
 //! the old one until a process that is alive has just told it that it accepts, the new one from its
 //! first word on, whatever becomes of the other. The worst that can happen is that both do.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -30,7 +31,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{socket_cookie, socket_peercred};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::geteuid;
@@ -40,8 +41,11 @@ use crate::limits::process::{ACCEPT_PAUSE, LOG_PAUSE, TAKEOVER_TIME};
 use crate::logging::Recurring;
 use crate::process::shutdown::Shutdown;
 
-/// Sent along with the listener: the version of this protocol.
-const VERSION: u8 = 3;
+/// Sent along with the listeners: the version of this protocol.
+const VERSION: u8 = 4;
+
+/// As many descriptors as the kernel sends along with one message (`SCM_MAX_FD`).
+const MOST_LISTENERS: usize = 253;
 
 /// The new process: it accepts.
 const TAKE: u8 = 1;
@@ -61,10 +65,10 @@ const BACKLOG: i32 = 16;
 /// How long the other side is left alone when it is busy with another process.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The running process, as the new one sees it: it has handed its listener over, and still accepts.
+/// The running process, as the new one sees it: it has handed its listeners over, and still accepts.
 pub struct Predecessor {
     /// Shared with the running process.
-    pub listener: TcpListener,
+    pub listeners: Vec<TcpListener>,
     stream: UnixStream,
 }
 
@@ -113,11 +117,16 @@ impl Predecessor {
         let stream = UnixStream::from(socket);
         check_peer(&stream)?;
         wait(&stream, stop, Some(TAKEOVER_TIME))?;
-        let listener = TcpListener::from(receive(&stream)?);
-        if !SockRef::from(&listener).is_listener()? {
-            return Err(io::Error::other("it handed over what is no listener"));
+        let listeners: Vec<_> = receive(&stream)?
+            .into_iter()
+            .map(TcpListener::from)
+            .collect();
+        for listener in &listeners {
+            if !SockRef::from(listener).is_listener()? {
+                return Err(io::Error::other("it handed over what is no listener"));
+            }
         }
-        Ok(Predecessor { listener, stream })
+        Ok(Predecessor { listeners, stream })
     }
 }
 
@@ -143,16 +152,20 @@ enum State {
 
 impl TakeoverSocket {
     /// Makes a socket for `path`, where `before` waits if there is such a process. When the next
-    /// process has taken `listener` over, `shutdown` is told.
+    /// process has taken the `listeners` over, `shutdown` is told.
     ///
     /// # Errors
-    /// No socket can be made there.
+    /// No socket can be made there, or there are too many listeners.
     pub fn prepare(
         path: &Path,
-        listener: &TcpListener,
+        listeners: &[&TcpListener],
         before: Option<Predecessor>,
         shutdown: Shutdown,
     ) -> io::Result<TakeoverSocket> {
+        if listeners.len() > MOST_LISTENERS {
+            let message = format!("no more than {MOST_LISTENERS} listeners can be handed over");
+            return Err(io::Error::other(message));
+        }
         let mut own_path = path.as_os_str().to_owned();
         own_path.push(format!(".{}", std::process::id()));
         if own_path.len() > SOCKET_PATH_BYTES {
@@ -180,7 +193,10 @@ impl TakeoverSocket {
                 socket: socket.into(),
                 own_path,
                 path: path.to_owned(),
-                listener: listener.try_clone()?,
+                listeners: listeners
+                    .iter()
+                    .map(|listener| listener.try_clone())
+                    .collect::<io::Result<_>>()?,
                 before,
                 stop: stop.try_clone()?,
                 shutdown,
@@ -194,7 +210,7 @@ impl TakeoverSocket {
         Ok(takeover)
     }
 
-    /// Takes the listener over from the process before this one, and lets the next one in. To be
+    /// Takes the listeners over from the process before this one, and lets the next one in. To be
     /// called when this process accepts.
     ///
     /// # Errors
@@ -238,7 +254,7 @@ struct Waiting {
     socket: UnixListener,
     own_path: PathBuf,
     path: PathBuf,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     before: Option<Predecessor>,
     stop: OwnedFd,
     shutdown: Shutdown,
@@ -270,7 +286,7 @@ impl Waiting {
                 }
             };
             if let Some(times) = self.failed.again() {
-                tracing::warn!(times, "the listener was not handed over: {error}");
+                tracing::warn!(times, "the listeners were not handed over: {error}");
             }
         }
         false
@@ -284,20 +300,22 @@ impl Waiting {
     fn take_over(&mut self, mut before: Predecessor) -> io::Result<()> {
         loop {
             if self.replace(&before.stream)? {
-                tracing::info!("took the listener over");
+                tracing::info!("took the listeners over");
                 return Ok(());
             }
             // It has died. Or it has not waited, since this process was stopped for a while.
             pause(&self.stop, PAUSE)?;
             before = loop {
                 match Predecessor::ask_until(&self.path, &self.stop) {
-                    Ok(Some(found)) if same_socket(&found.listener, &self.listener) => break found,
+                    Ok(Some(found)) if same_sockets(&found.listeners, &self.listeners) => {
+                        break found;
+                    }
                     Ok(Some(_)) => {
-                        self.say("another process waits there, with another listener");
+                        self.say("another process waits there, with other listeners");
                     }
                     Ok(None) => {
                         self.move_in();
-                        tracing::info!("took the listener over: the process before has ended");
+                        tracing::info!("took the listeners over: the process before has ended");
                         return Ok(());
                     }
                     Err(error) => self.say(&error.to_string()),
@@ -331,7 +349,7 @@ impl Waiting {
             match wait(stream, &self.stop, patience) {
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
                     tracing::warn!(
-                        "the process before this one does not answer: both have the listener until \
+                        "the process before this one does not answer: both have the listeners until \
                          it does, or ends"
                     );
                     patience = None;
@@ -369,7 +387,7 @@ impl Waiting {
     fn hand_over(&self, mut stream: &UnixStream) -> Result<(), Kept> {
         check_peer(stream)?;
         stream.set_nonblocking(true)?;
-        send(stream, &self.listener)?;
+        send(stream, &self.listeners)?;
         wait(stream, &self.stop, Some(TAKEOVER_TIME)).map_err(|error| match error.kind() {
             ErrorKind::TimedOut => left(),
             _ => error,
@@ -431,9 +449,13 @@ fn hear(mut stream: &UnixStream, word: u8) -> io::Result<()> {
     }
 }
 
-fn same_socket(one: &TcpListener, other: &TcpListener) -> bool {
-    let cookie = |listener| socket_cookie(listener).ok();
-    cookie(one).is_some() && cookie(one) == cookie(other)
+fn same_sockets(some: &[TcpListener], others: &[TcpListener]) -> bool {
+    let cookies = |listeners: &[TcpListener]| -> Option<BTreeSet<u64>> {
+        let cookies = listeners.iter().map(socket_cookie);
+        cookies.collect::<Result<_, _>>().ok()
+    };
+    let known = cookies(some);
+    known.is_some() && known == cookies(others)
 }
 
 /// Waits until there is something to read, or the other side has ended.
@@ -486,18 +508,21 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-fn send(stream: &UnixStream, listener: &TcpListener) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Room for all listeners of a process.
+const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(MOST_LISTENERS));
+
+fn send(stream: &UnixStream, listeners: &[TcpListener]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [listener.as_fd()];
+    let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
     let flags = SendFlags::NOSIGNAL;
     sendmsg(stream, &[IoSlice::new(&[VERSION])], &mut control, flags)?;
     Ok(())
 }
 
-fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let received = retry_on_intr(|| {
@@ -507,14 +532,20 @@ fn receive(stream: &UnixStream) -> io::Result<OwnedFd> {
     if received.bytes == 0 {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    let mut descriptors = control.drain().filter_map(|message| match message {
+    let descriptors = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
-    match descriptors.by_ref().flatten().next() {
-        Some(descriptor) if byte == [VERSION] => Ok(descriptor),
-        _ => Err(io::Error::other(
-            "it is no Airlock, or another version of it",
-        )),
+    let descriptors: Vec<_> = descriptors.flatten().collect();
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other(
+            "there are too few descriptors for its listeners (`ulimit -n`)",
+        ));
     }
+    if descriptors.is_empty() || byte != [VERSION] {
+        return Err(io::Error::other(
+            "it is no Airlock, or another version of it",
+        ));
+    }
+    Ok(descriptors)
 }

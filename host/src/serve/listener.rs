@@ -1,4 +1,4 @@
-//! The listening socket: bound here, or handed over by systemd.
+//! The listening sockets: bound here, or handed over by systemd.
 
 use std::env;
 use std::io;
@@ -54,12 +54,22 @@ fn advice(address: SocketAddr, error: &io::Error) -> String {
 /// More sockets than any service manager hands over: the usual limit of open files.
 const MOST_SOCKETS: usize = 1024;
 
-/// The socket that systemd opened for this process (`LISTEN_FDS`), if it did. To be called before
+/// A socket that systemd opened for this process.
+pub struct Activated {
+    /// `FileDescriptorName=` of its unit, or else the unit's name.
+    pub name: String,
+    /// It.
+    pub listener: TcpListener,
+}
+
+/// The sockets that systemd opened for this process (`LISTEN_FDS`), if it did. To be called before
 /// there are other threads, since it changes the environment.
 ///
 /// # Errors
-/// It is not one listening TCP socket.
-pub fn from_systemd() -> Result<Option<TcpListener>, String> {
+/// One is no listening TCP socket.
+pub fn from_systemd() -> Result<Vec<Activated>, String> {
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':').map(str::to_owned);
     // The library would make a list of them.
     let count = env::var("LISTEN_FDS")
         .ok()
@@ -70,29 +80,24 @@ pub fn from_systemd() -> Result<Option<TcpListener>, String> {
         ));
     }
     let mut sockets = ListenFd::from_env();
-    match sockets.len() {
-        0 => return Ok(None),
-        1 => {}
-        more => {
-            return Err(format!(
-                "systemd handed over {more} sockets and Airlock serves one: write one \
-                 ListenStream= into the socket unit"
-            ));
-        }
-    }
     let wrong = |error: &dyn std::fmt::Display| {
         format!(
             "the socket that systemd handed over is no listening TCP socket ({error}): the unit \
              needs ListenStream=ADDR:PORT and Accept=no"
         )
     };
-    let listener = sockets
-        .take_tcp_listener(0)
-        .map_err(|error| wrong(&error))?;
-    match listener {
-        Some(listener) if SockRef::from(&listener).is_listener().unwrap_or(false) => {
-            Ok(Some(listener))
+    let mut activated = Vec::new();
+    for number in 0..sockets.len() {
+        let listener = sockets
+            .take_tcp_listener(number)
+            .map_err(|error| wrong(&error))?;
+        match listener {
+            Some(listener) if SockRef::from(&listener).is_listener().unwrap_or(false) => {
+                let name = names.next().unwrap_or_default();
+                activated.push(Activated { name, listener });
+            }
+            _ => return Err(wrong(&"it does not listen")),
         }
-        _ => Err(wrong(&"it does not listen")),
     }
+    Ok(activated)
 }
