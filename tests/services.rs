@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use airlock::GREETER;
 use airlock::limits::Limits;
 use airlock::limits::process::Process;
 use airlock::process::shutdown::Shutdown;
+use airlock::process::takeover::{Predecessor, TakeoverSocket};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
@@ -26,7 +28,7 @@ use airlock::versions::trial;
 use tempfile::TempDir;
 
 use crate::components::{component_with_memory, doing, howdy};
-use crate::support::{AIRLOCK, Client, Mode, eventually, guest, put};
+use crate::support::{AIRLOCK, Client, Mode, PATIENCE, eventually, guest, put};
 
 const REFUSAL: &str = "error: too many connections\n";
 
@@ -69,12 +71,21 @@ struct Server {
 impl Server {
     /// For so many services in a process with these bounds.
     fn start<const N: usize>(process: Process, plans: [Plan; N]) -> Server {
+        Server::start_at(process, plans, None)
+    }
+
+    /// The same, which takes over from whoever waits at this path, and waits there for the next.
+    fn start_at<const N: usize>(process: Process, plans: [Plan; N], path: Option<&Path>) -> Server {
         let process = Process {
             services: N,
             ..process
         };
         let folder = tempfile::tempdir().unwrap();
         let shutdown = Shutdown::new().unwrap();
+        let before = path.and_then(|path| Predecessor::ask(path, &shutdown).unwrap());
+        let theirs = before.as_ref().map(|before| before.listeners.iter());
+        let mut theirs = theirs.into_iter().flatten();
+        let mut all = Vec::new();
         let host = Host::new(process, Compiler::new(AIRLOCK, false)).unwrap();
         let (mut addresses, mut doors, mut reloads) = (Vec::new(), Vec::new(), Vec::new());
         let files = plans.iter().enumerate();
@@ -96,14 +107,22 @@ impl Server {
                 max_age: None,
             };
             reloads.push(service.reload(policy, seen, &shutdown).unwrap());
-            let listeners = (0..plan.doors).map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+            let listeners = (0..plan.doors).map(|_| match theirs.next() {
+                Some(listener) => listener.try_clone().unwrap(),
+                None => TcpListener::bind("127.0.0.1:0").unwrap(),
+            });
             let listeners: Vec<_> = listeners.collect();
             let bound = listeners.iter().map(|one| one.local_addr().unwrap());
             addresses.push(bound.collect());
             for listener in listeners {
+                all.push(listener.try_clone().unwrap());
                 doors.push(Door::new(listener, Arc::clone(&service)).unwrap());
             }
         }
+        assert!(theirs.next().is_none());
+        let all: Vec<_> = all.iter().collect();
+        let takeover =
+            path.map(|path| TakeoverSocket::prepare(path, &all, before, shutdown.clone()).unwrap());
         let manner = Manner {
             scheduling: match Mode::tested() {
                 Mode::PerConnection => Scheduling::PerConnection,
@@ -112,7 +131,8 @@ impl Server {
             watchdog_pause: None,
         };
         let ends = shutdown.clone();
-        let thread = thread::spawn(move || server::run(doors, None, &host, manner, &ends).unwrap());
+        let thread =
+            thread::spawn(move || server::run(doors, takeover, &host, manner, &ends).unwrap());
         Server {
             addresses,
             files,
@@ -121,6 +141,11 @@ impl Server {
             _reloads: reloads,
             _folder: folder,
         }
+    }
+
+    /// Waits until it has ended by itself.
+    fn ended(&mut self) -> Drained {
+        self.thread.take().unwrap().join().unwrap()
     }
 
     fn connect(&self, service: usize) -> Client {
@@ -150,12 +175,13 @@ impl Server {
     }
 }
 
+/// Ends it, unless it has ended.
 impl Drop for Server {
     fn drop(&mut self) {
         self.shutdown.drain();
-        let drained = self.thread.take().unwrap().join();
+        let drained = self.thread.take().map(JoinHandle::join);
         if !thread::panicking() {
-            assert_eq!(drained.unwrap(), Drained::InTime);
+            assert!(drained.is_none_or(|drained| drained.unwrap() == Drained::InTime));
         }
     }
 }
@@ -229,6 +255,23 @@ fn limits_are_those_of_the_service() {
     assert_eq!(silent.hear(), "ready\n");
     assert_eq!(silent.rest(), "error: timed out waiting for a line\n");
     assert_eq!(free.ask("announce and work"), "worked");
+}
+
+/// The process has room for it, since another service may have as much.
+#[test]
+fn a_guest_begins_with_no_more_memory_than_its_service_has() {
+    let guest = component_with_memory(272, &doing(""));
+    let host = Host::new(process(10), Compiler::new(AIRLOCK, false)).unwrap();
+    let mut limits = Limits::new(10);
+    let refused = |limits| {
+        let runtime = Runtime::new(&host, None, Vec::new(), limits);
+        trial::run(&runtime, &guest, &|| true).err()
+    };
+    assert!(refused(limits).is_none());
+    limits.guest.memory_bytes = 16 << 20;
+    let error = refused(limits).unwrap().to_string();
+    let words = "it starts with 17825792 bytes of memory and the limit is 16777216";
+    assert!(error.contains(words), "{error}");
 }
 
 #[test]
@@ -349,4 +392,46 @@ fn a_new_version_is_one_services_and_so_is_a_broken_one() {
         server.greeted(0).ask("Ada") == "Howdy, Ada!"
     });
     assert_eq!(server.greeted(2).ask("Ada"), "Hello, Ada!");
+}
+
+#[test]
+fn all_listeners_are_handed_over_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("airlock.sock");
+    let start = || {
+        let first = Plan {
+            doors: 2,
+            ..plan(GREETER)
+        };
+        Server::start_at(process(100), [first, plan(&howdy())], Some(&path))
+    };
+    let greet = |address, answer: &str| {
+        let mut client = Client::connect(address);
+        assert_eq!(client.hear(), "Welcome!\n");
+        assert_eq!(client.ask("Ada"), answer);
+        client.send("exit\n");
+        assert_eq!(client.rest(), "");
+    };
+    let mut server = start();
+    for _ in 0..3 {
+        let addresses = server.addresses.clone();
+        let (stop, began) = (AtomicBool::new(false), Instant::now());
+        thread::scope(|scope| {
+            for (service, answer) in ["Hello, Ada!", "Howdy, Ada!"].into_iter().enumerate() {
+                for &address in &addresses[service] {
+                    let stop = &stop;
+                    scope.spawn(move || {
+                        while !stop.load(Ordering::Relaxed) && began.elapsed() < PATIENCE {
+                            greet(address, answer);
+                        }
+                    });
+                }
+            }
+            let next = start();
+            assert_eq!(next.addresses, addresses);
+            assert_eq!(server.ended(), Drained::InTime);
+            stop.store(true, Ordering::Relaxed);
+            server = next;
+        });
+    }
 }

@@ -101,7 +101,7 @@ pub const VERSION_LOG_BURST_LINES: f64 = 1000.0;
 /// Lines a second that they log after that.
 pub const VERSION_LOG_LINES_PER_SECOND: f64 = 100.0;
 
-/// Lines that the guests of all versions log at once.
+/// Lines that the guests of all versions of a service log at once.
 pub const ALL_LOG_BURST_LINES: f64 = 2000.0;
 
 /// Lines a second that they log after that: with the longest lines, 200 KiB a second.

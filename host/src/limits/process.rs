@@ -67,11 +67,11 @@ pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// Bytes of one recorded conversation; the rest of it is not recorded.
 pub const RECORDING_BYTES: u64 = 1024 * 1024;
 
-/// Bytes of all conversations that one process records, each counted as 4 KiB at least. Protects
+/// Bytes of all conversations of a service that one process records, each counted as 4 KiB at least. Protects
 /// the disk.
 pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Bytes of recorded conversations that wait for the disk: a second of a busy server. What does not
+/// Bytes of recorded conversations of a service that wait for the disk: a second of a busy server. What does not
 /// fit ends its recording. Protects clients, and the server's memory, from a slow disk.
 pub const RECORDING_QUEUE_BYTES: u64 = 32 * 1024 * 1024;
 

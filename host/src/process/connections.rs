@@ -109,19 +109,18 @@ pub(crate) struct Permit {
     address: IpAddr,
     connection: Arc<Connection>,
     group: Arc<Group>,
-    /// How many connections have to stay possible beside it, of other services.
-    pub(crate) leaves: usize,
 }
 
 impl Group {
-    /// A permit for `stream`, on this version of the guest, unless the caps are reached.
+    /// A permit for `stream`, on this version of the guest, unless the caps are reached; and how many
+    /// connections of other services have to stay possible beside it.
     pub(crate) fn admit(
         self: &Arc<Group>,
         id: u64,
         stream: &Arc<TcpStream>,
         peer: IpAddr,
         version: u64,
-    ) -> Result<Permit, Full> {
+    ) -> Result<(Permit, usize), Full> {
         let mut open = self.connections.open();
         let Open {
             connections,
@@ -162,13 +161,13 @@ impl Group {
             finished: AtomicBool::new(false),
         });
         connections.insert(id, Arc::clone(&connection));
-        Ok(Permit {
+        let permit = Permit {
             id,
             address,
             connection,
             group: Arc::clone(self),
-            leaves,
-        })
+        };
+        Ok((permit, leaves))
     }
 
     /// Has the connections of one version of its guest look whether that has been retired.
@@ -357,6 +356,7 @@ mod tests {
     fn fill(group: &Arc<Group>, ids: &mut std::ops::RangeFrom<u64>) -> Vec<Permit> {
         let (stream, peer) = (stream(), IpAddr::from([192, 0, 2, 1]));
         ids.map_while(|id| group.admit(id, &stream, peer, 1).ok())
+            .map(|(permit, _)| permit)
             .collect()
     }
 

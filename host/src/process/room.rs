@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::budget::{Budget, Claim};
 use crate::limits::guest::GUEST_MEMORIES;
-use crate::limits::process::{GUEST_RESERVE_SHARE, Process, SERVICES_MEMORY_SHARE};
+use crate::limits::process::{
+    GUEST_RESERVE_SHARE, Process, SERVICE_CONNECTIONS, SERVICES_MEMORY_SHARE,
+};
 use crate::process::capacity::{MEMORY_MAPPINGS, THREAD_MAPPINGS};
 
 /// What one connection takes, which follows from its version of the guest.
@@ -55,6 +57,8 @@ pub struct Room {
     /// Whether each has a thread of its own.
     thread_each: bool,
     mappings: u64,
+    /// How many of them the first connections of all services take, if there are several.
+    kept_mappings: u64,
     memory_bytes: u64,
     /// How much of it each service has to itself.
     own_bytes: u64,
@@ -150,6 +154,10 @@ impl Room {
             connections: limits.connections,
             thread_each: limits.thread_each,
             mappings: limits.mappings,
+            kept_mappings: match services {
+                1 => 0,
+                _ => services * SERVICE_CONNECTIONS as u64 * MOST_MAPPINGS,
+            },
             memory_bytes: limits.total_guest_memory_bytes,
             own_bytes: match services {
                 1 => 0,
@@ -217,14 +225,16 @@ impl Room {
         mappings.max(1)
     }
 
-    /// Whether there is room for one more thread, where there are `threads` already.
+    /// Whether there is room for one more thread beside those of connections, where there are `threads`
+    /// already.
     pub(crate) fn check_thread(&self, threads: usize) -> Result<(), NoRoom> {
         let kept = self
             .pools
             .iter()
             .map(|pool| pool.kept.load(Ordering::Relaxed));
+        let taken: u64 = kept.sum();
         let threads = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
-        if threads.saturating_add(kept.sum()) > self.mappings {
+        if threads.saturating_add(taken + self.kept_mappings) > self.mappings {
             return Err(NoRoom::Mappings);
         }
         Ok(())
@@ -378,6 +388,10 @@ mod tests {
             let taken: Vec<_> = taken.collect();
             assert_eq!(taken.len() as u64, mappings / LARGE.mappings());
         }
+        // Nor do threads for those that wait beside a slow guest take them.
+        let kept = 2 * SERVICE_CONNECTIONS as u64 * MOST_MAPPINGS;
+        let room = room_of(2, kept + 10 * THREAD_MAPPINGS, u64::MAX);
+        assert!(room.check_thread(9).is_ok() && room.check_thread(10).is_err());
     }
 
     #[test]

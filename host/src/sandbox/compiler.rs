@@ -426,3 +426,23 @@ fn too_large(component: &Component, limits: &Guest) -> Option<RejectedGuest> {
         limit_bytes: limits.memory_bytes,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compilers_together_take_no_more_memory_than_there_is() {
+        let memory = Budget::new(10);
+        let first = wait_for(&memory, 6, &|| true).expect("there is as much");
+        let refused = wait_for(&memory, 6, &|| false);
+        assert!(matches!(refused, Err(RejectedGuest::NotWanted)));
+        thread::scope(|scope| {
+            let second = scope.spawn(|| wait_for(&memory, 6, &|| true).is_ok());
+            thread::sleep(2 * LOOK_TIME);
+            assert!(!second.is_finished());
+            drop(first);
+            assert!(second.join().expect("no panic"));
+        });
+    }
+}

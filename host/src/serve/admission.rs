@@ -44,7 +44,6 @@ impl Door {
         let (address, version) = (self.address, self.service.versions.current());
         let service = self.service.runtime.service();
         tracing::info!(service, %address, version = version.number, sha256 = %version.digest, "waiting for connections");
-        version.log_room();
     }
 
     /// The address the client reached; of a listener on all interfaces each socket knows its own.
@@ -81,7 +80,13 @@ pub(crate) enum Accepted {
 impl Admission {
     /// For the clients at these doors.
     pub(crate) fn new(doors: Vec<Door>) -> Admission {
-        doors.iter().for_each(Door::log);
+        for (number, door) in doors.iter().enumerate() {
+            door.log();
+            let same = |before: &Door| Arc::ptr_eq(&before.service, &door.service);
+            if !doors[..number].iter().any(same) {
+                door.service.versions.current().log_room();
+            }
+        }
         Admission {
             doors,
             accepted: 0,
@@ -151,15 +156,16 @@ fn admit(
     let service = &door.service;
     let assignment = service.versions.assign();
     let version = assignment.version.number;
-    let permit = match service.group.admit(id, &stream, peer.ip(), version) {
-        Ok(permit) => permit,
+    let admitted = service.group.admit(id, &stream, peer.ip(), version);
+    let (permit, leaves) = match admitted {
+        Ok(admitted) => admitted,
         Err(full) => {
             refuse(service, &stream, &full.to_string());
             return None;
         }
     };
     let room = &service.runtime.room;
-    let taken = room.take(assignment.version.need, threads, permit.leaves);
+    let taken = room.take(assignment.version.need, threads, leaves);
     let (reservation, memory) = match taken {
         Ok(taken) => taken,
         Err(none) => {
