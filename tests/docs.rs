@@ -21,7 +21,10 @@ const PLACES: [&str; 3] = ["/tmp/shout", "/tmp/conversations", "/tmp/airlock.soc
 /// What a client hears from each server that a page starts, in the page's order.
 const GREETER: &str = "Welcome!\nHello, Ada!\n";
 const SERVERS: [(&str, &[&str]); 6] = [
-    ("README.md", &[GREETER, "Say something.\nADA\n"]),
+    (
+        "README.md",
+        &[GREETER, "Say something.\nADA\n", "Louder, please!\nADA\n"],
+    ),
     ("CONTRIBUTING.md", &[GREETER]),
     ("docs/guests.md", &[GREETER, "Hi\nHello, Ada!\n", GREETER]),
     ("docs/operating.md", &[GREETER; 5]),
@@ -47,7 +50,7 @@ const RUN_BY_CI: [&str; 12] = [
 ];
 
 /// Commands that nobody runs as they stand, and why.
-const NOT_RUN: [(&str, &str); 3] = [
+const NOT_RUN: [(&str, &str); 4] = [
     (".ci/run", "it runs this test"),
     (
         "cargo +nightly fuzz run --fuzz-dir tests/fuzz framing",
@@ -56,6 +59,10 @@ const NOT_RUN: [(&str, &str); 3] = [
     (
         "AIRLOCK_BLESS=1 cargo test -p host --test airlock -- the_limits_are",
         "it changes a file that another test of this program reads",
+    ),
+    (
+        "AIRLOCK_BLESS=1 cargo test -p host --test airlock -- the_page_has",
+        "so does this",
     ),
 ];
 
@@ -120,6 +127,9 @@ fn follow(page: &str) -> Vec<String> {
                     let (command, output) = session.split_once('\n').unwrap_or((session, ""));
                     reader.follow(command, output.trim_end());
                 }
+            }
+            "toml" if block.starts_with("# airlock.toml") => {
+                fs::write(format!("{own_guest}/airlock.toml"), block).unwrap();
             }
             "toml" => {
                 let path = format!("{own_guest}/Cargo.toml");
@@ -187,7 +197,7 @@ fn is_empty(folder: &str) -> bool {
 }
 
 fn is_server(command: &str) -> bool {
-    let aside = ["--bin ", "-- check ", "-- test "];
+    let aside = ["--bin ", "-- check ", "-- test ", "-- config "];
     command.starts_with("cargo run -p host") && !aside.iter().any(|word| command.contains(word))
 }
 

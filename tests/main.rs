@@ -26,5 +26,6 @@ mod refusals;
 mod reload;
 mod security;
 mod services;
+mod settings;
 mod systemd;
 mod takeover;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -28,7 +29,7 @@ use airlock::versions::trial;
 use tempfile::TempDir;
 
 use crate::components::{component_with_memory, doing, howdy};
-use crate::support::{AIRLOCK, Client, Mode, PATIENCE, eventually, guest, put};
+use crate::support::{self, AIRLOCK, Client, Mode, PATIENCE, eventually, guest, put, run};
 
 const REFUSAL: &str = "error: too many connections\n";
 
@@ -434,4 +435,89 @@ fn all_listeners_are_handed_over_together() {
             server = next;
         });
     }
+}
+
+#[test]
+fn the_services_of_a_file_are_served_and_the_log_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("airlock.toml");
+    let shout = folder.path().join("shout.wasm");
+    fs::write(&shout, howdy()).unwrap();
+    fs::copy(guest("hostile"), folder.path().join("hostile.wasm")).unwrap();
+    let text = r#"
+        [service.greeter]
+        listen = ["127.0.0.1:0", "127.0.0.1:0"]
+        [service.shout]
+        listen = "127.0.0.1:0"
+        guest = "shout.wasm"
+        max-connections = 1
+        [service.hostile]
+        listen = "127.0.0.1:0"
+        guest = "hostile.wasm"
+        env = { OF = "the third" }
+        "#;
+    fs::write(&file, text).unwrap();
+    let (mut server, addresses) = support::Server::of_file(&file, 4);
+    let mut open = Vec::new();
+    for (name, address) in &addresses {
+        let service = format!("service={name}");
+        server.logged(&["waiting for connections", &service, &address.to_string()]);
+        let mut client = Client::connect(*address);
+        let (greeting, answer) = match name.as_str() {
+            "greeter" => ("Welcome!\n", "Hello, Ada!"),
+            "shout" => ("Welcome!\n", "Howdy, Ada!"),
+            _ => ("ready\n", "unknown: Ada"),
+        };
+        assert_eq!(client.hear(), greeting);
+        assert_eq!(client.ask("Ada"), answer);
+        let peer = client.stream.local_addr().unwrap().to_string();
+        server.logged(&["accepted", &service, &peer]);
+        open.push((name.as_str(), *address, client));
+    }
+    let of = |name: &str| addresses.iter().find(|(other, _)| other == name).unwrap().1;
+    assert_eq!(Client::connect(of("shout")).rest(), REFUSAL);
+    server.logged(&["refusing connections", "service=shout", "--max-connections"]);
+    let (_, _, hostile) = open
+        .iter_mut()
+        .find(|(name, ..)| *name == "hostile")
+        .unwrap();
+    assert_eq!(hostile.ask("forge"), "forged");
+    server.logged(&[" guest service=hostile connection=", "stdout: closed"]);
+    assert_eq!(hostile.ask("panic"), "error: the guest failed");
+    server.logged(&["WARN closed", "service=hostile"]);
+    // A signal reaches the file of each guest.
+    server.signal("HUP");
+    for name in ["shout", "hostile"] {
+        let service = format!("service={name}");
+        server.logged(&["the guest's file has not changed", &service]);
+    }
+    put(&shout, b"no component");
+    server.logged(&["refused the new guest", "service=shout"]);
+    put(&shout, GREETER);
+    server.logged(&["new connections get a new version", "service=shout"]);
+    server.signal("TERM");
+    assert!(server.ended().success());
+}
+
+#[test]
+fn a_service_that_cannot_be_served_is_named_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("airlock.toml");
+    fs::write(folder.path().join("broken.wasm"), "no component").unwrap();
+    let text = r#"
+        [service.fine]
+        listen = "127.0.0.1:0"
+        [service.broken]
+        listen = "127.0.0.1:0"
+        guest = "broken.wasm"
+        "#;
+    fs::write(&file, text).unwrap();
+    let output = run(Command::new(AIRLOCK).arg("--config").arg(&file), b"");
+    assert_eq!(output.status.code(), Some(1));
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        line.starts_with("airlock: service `broken`: cannot serve "),
+        "{line}"
+    );
+    assert_eq!(line.lines().count(), 1, "{line}");
 }

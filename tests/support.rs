@@ -110,6 +110,29 @@ impl Server {
         }
     }
 
+    /// Serves what a file describes, whose addresses all have port 0. Returns them too, in its order,
+    /// with the services that they belong to.
+    pub(crate) fn of_file(file: &Path, count: usize) -> (Server, Vec<(String, SocketAddr)>) {
+        let (mut child, log) = spawn(Command::new(AIRLOCK).arg("--config").arg(file));
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let lines = lines.take(count).map(Result::unwrap);
+        let addresses: Vec<_> = lines
+            .map(|line| {
+                let (name, address) = line.split_once(": listening on ").unwrap();
+                (name.to_owned(), address.parse().unwrap())
+            })
+            .collect();
+        let Some(&(_, address)) = addresses.first() else {
+            panic!("no server, but {:?}", log.wait_for_end());
+        };
+        let server = Server {
+            child,
+            address,
+            log,
+        };
+        (server, addresses)
+    }
+
     pub(crate) fn connect(&self) -> Client {
         Client::connect(self.address)
     }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use airlock::cli::{address, time};
 use airlock::serve::scheduling::Scheduling;
+use airlock::settings::values::{address, time};
 use clap::{Args, Parser};
 
 use crate::plan::{Mode, Plan};

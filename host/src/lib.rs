@@ -8,6 +8,7 @@
 //! The folders, each using only those below it:
 //!
 //! - [`cli`] and `commands` (of the binary): what was asked for.
+//! - [`settings`]: every setting, defined once.
 //! - [`serve`]: clients and their connections, from the listening socket to the last byte.
 //! - [`versions`]: the guest's file over time, and which version a new connection gets.
 //! - [`sandbox`]: where guests run. The only part that knows Wasmtime.
@@ -22,6 +23,7 @@ pub mod logging;
 pub mod process;
 pub mod sandbox;
 pub mod serve;
+pub mod settings;
 pub mod talk;
 pub mod versions;
 

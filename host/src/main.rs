@@ -6,10 +6,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use airlock::cli::{Cli, Command, Serve};
+use airlock::cli::{self, Refusal, Task};
 use airlock::logging;
 use airlock::sandbox::compiler::child;
 use airlock::serve::listener;
+use airlock::settings::Settings;
+use airlock::settings::file::Fault;
 use anyhow::{Result, anyhow};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
@@ -19,20 +21,18 @@ fn main() -> ExitCode {
     // A file that has reached its limit of size (`ulimit -f`), the log's or a recording, is then an
     // error like any other, and not the end of the process.
     let _ = flag::register(SIGXFSZ, Arc::default());
-    let cli = match Cli::from_process() {
-        Ok(cli) => cli,
-        Err(error) if error.use_stderr() => return usage(&error),
-        Err(help) => help.exit(),
+    let task = match cli::from_process() {
+        Ok(task) => task,
+        Err(Refusal::Usage(error)) if error.use_stderr() => return usage(&error),
+        Err(Refusal::Usage(help)) => help.exit(),
+        Err(Refusal::File(faults)) => return faulty(&faults),
     };
-    let result = match cli.command {
-        Some(Command::Compile(options)) => child::run(options).map_err(Into::into),
-        None => serve(cli.serve),
-        Some(Command::Record(record)) => serve(Serve {
-            record: Some(record.folder),
-            ..record.serve
-        }),
-        Some(Command::Check(options)) => aside(|| commands::check::run(&options)),
-        Some(Command::Test(options)) => aside(|| commands::test::run(&options)),
+    let result = match task {
+        Task::Serve(settings) => serve(settings),
+        Task::Check(task) => aside(|| commands::check::run(*task)),
+        Task::Test(task) => aside(|| commands::test::run(&task)),
+        Task::Print(text) => print(&text),
+        Task::Compile(options) => child::run(options).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
@@ -40,17 +40,33 @@ fn main() -> ExitCode {
     })
 }
 
-fn serve(options: Serve) -> Result<ExitCode> {
+fn serve(settings: Settings) -> Result<ExitCode> {
     // Before the log's thread: it changes the environment.
     let from_systemd = listener::from_systemd().map_err(|error| anyhow!(error))?;
-    let _log = logging::start(options.log_format, options.level());
-    commands::serve::run(options, from_systemd)
+    let _log = logging::start(settings.process.log.format, settings.process.log.level());
+    commands::serve::run(settings, from_systemd)
 }
 
 /// Runs a command whose result is its output; what is logged on the way is what the guest prints.
 fn aside(command: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
     let _log = logging::start(logging::LogFormat::Text, LevelFilter::INFO);
     command()
+}
+
+fn print(text: &str) -> Result<ExitCode> {
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first fault of a file says what to do next.
+fn faulty(faults: &[Fault]) -> ExitCode {
+    let first = faults.first().map(Fault::to_string).unwrap_or_default();
+    let more = match faults.len() {
+        ..=1 => String::new(),
+        count => format!(" (and {} more: airlock check --config has all)", count - 1),
+    };
+    complain(&format!("{first}{more}"));
+    ExitCode::from(2)
 }
 
 /// The first paragraph of clap's report says it all; the rest is its advice to read the help.

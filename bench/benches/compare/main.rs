@@ -21,7 +21,7 @@ mod table;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use airlock::cli;
+use airlock::settings::values;
 use anyhow::Result;
 use bench::cores::{self, Cores};
 use bench::open::make_room;
@@ -52,7 +52,7 @@ struct Options {
     rounds: u32,
 
     /// How long each turn lasts
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = cli::time)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::time)]
     duration: humantime::Duration,
 
     /// Where performance.md and its drawings are, from the top of the repository

@@ -20,7 +20,7 @@ use clap::Parser;
 struct Cli {
     /// The server
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9999")]
-    #[arg(value_parser = airlock::cli::address)]
+    #[arg(value_parser = airlock::settings::values::address)]
     connect: std::net::SocketAddr,
 
     /// How long to wait for the connection, and for the whole of each answer

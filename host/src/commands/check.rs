@@ -1,52 +1,105 @@
-//! `airlock check`: says whether a guest would be served, and what it needs.
+//! `airlock check`: says whether a guest would be served, and what it needs; or all that is wrong with
+//! a file of settings.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use airlock::cli::Check;
+use airlock::cli::{Check, Checked};
 use airlock::limits::process::Process;
 use airlock::logging::printable;
 use airlock::process::capacity::{self, Each};
 use airlock::process::room::Room;
 use airlock::sandbox::compiler::Compiler;
-use airlock::versions::guest_file::Digest;
+use airlock::settings::Settings;
+use airlock::settings::file::Fault;
+use airlock::settings::service::{GuestSettings, ServiceSettings};
+use airlock::versions::guest_file::{Digest, GuestFile};
 use airlock::versions::trial::{self, Failed, Passed};
-use anyhow::Result;
-use serde_json::{Value, json};
+use anyhow::{Error, Result, anyhow};
+use serde_json::{Map, Value, json};
 
-use crate::commands::guest::{read, runtime};
+use crate::commands::guest::{read, read_or_greeter, runtime};
 
-/// The exit status is 0 when it would be served.
-pub(crate) fn run(options: &Check) -> Result<ExitCode> {
-    let file = match read(&options.file) {
-        Err(error) if options.json => {
-            let report = json!({ "accepted": false, "reason": format!("{error:#}") });
-            writeln!(io::stdout(), "{report:#}")?;
-            return Ok(ExitCode::FAILURE);
-        }
-        file => file?,
+/// The exit status is 0 when it would be served, or all of it.
+pub(crate) fn run(task: Check) -> Result<ExitCode> {
+    let (report, accepted) = match task.what {
+        Checked::Guest(path, settings) => match read(&path) {
+            Err(error) if task.json => (refused(&error), false),
+            file => guest(file?, &settings, task.json)?,
+        },
+        Checked::File(settings, faults) => settings_file(&settings, &faults, task.json)?,
     };
-    let runtime = runtime(&options.guest, Compiler::this_program(true))?;
+    let report = match report {
+        Value::String(text) => text,
+        json => format!("{json:#}\n"),
+    };
+    io::stdout().write_all(report.as_bytes())?;
+    Ok(match accepted {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// The report, one object or a text, and whether all would be served.
+type Report = (Value, bool);
+
+/// All that is wrong with a file of settings, and a report on the guest of each service.
+fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Report> {
+    let faults: Vec<_> = faults.iter().map(Fault::to_string).collect();
+    let mut accepted = faults.is_empty();
+    let mut text: String = faults
+        .iter()
+        .map(|fault| format!("{}\n", printable(fault)))
+        .collect();
+    let mut services = Map::new();
+    for service in &settings.services {
+        let (report, is_accepted) = match served(settings, service) {
+            Ok(file) => guest(file, &service.guest_settings, json)?,
+            Err(error) if json => (refused(&error), false),
+            Err(error) => {
+                let error = printable(&format!("{error:#}"));
+                (format!("refused      {error}\n").into(), false)
+            }
+        };
+        accepted &= is_accepted;
+        let name = &service.name;
+        if let Value::String(report) = &report {
+            text.push_str(&format!("[service.{name}]\n{report}"));
+        }
+        services.insert(name.clone(), report);
+    }
+    let report = match json {
+        true => json!({ "accepted": accepted, "faults": faults, "services": services }),
+        false => text.into(),
+    };
+    Ok((report, accepted))
+}
+
+/// The guest of a service, if this machine has room for the service.
+fn served(settings: &Settings, service: &ServiceSettings) -> Result<GuestFile> {
+    let limits = service.limits(capacity::claim(settings.each()));
+    limits.map_err(|error| anyhow!(error))?;
+    read_or_greeter(service.guest.as_deref())
+}
+
+fn refused(error: &Error) -> Value {
+    json!({ "accepted": false, "reason": format!("{error:#}") })
+}
+
+fn guest(file: GuestFile, settings: &GuestSettings, json: bool) -> Result<Report> {
+    let runtime = runtime(settings, Compiler::this_program(true))?;
     let result = trial::run(&runtime, &file.bytes, &|| true);
     let capacity = capacity::claim(Each::DEFAULT);
     let room = Room::new(&Process {
         mappings: capacity.mappings,
         ..Process::new(capacity.connections, capacity.guest_memory_bytes)
     });
-    let report = if options.json {
-        format!(
-            "{:#}\n",
-            as_json(file.digest, file.bytes.len(), &result, &room)
-        )
-    } else {
-        as_text(file.digest, file.bytes.len(), &result, &room)
+    let report = match json {
+        true => as_json(file.digest, file.bytes.len(), &result, &room),
+        false => as_text(file.digest, file.bytes.len(), &result, &room).into(),
     };
-    io::stdout().write_all(report.as_bytes())?;
-    Ok(match result {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    })
+    Ok((report, result.is_ok()))
 }
 
 fn as_json(sha256: Digest, bytes: usize, result: &Result<Passed, Failed>, room: &Room) -> Value {

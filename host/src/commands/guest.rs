@@ -3,24 +3,28 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use airlock::cli::GuestOptions;
+use airlock::GREETER;
 use airlock::limits::Limits;
 use airlock::limits::process::Process;
 use airlock::process::capacity::{self, Each};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
+use airlock::settings::service::GuestSettings;
 use airlock::versions::guest_file::GuestFile;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
+
+/// The greeter, where there is no file.
+pub(crate) fn read_or_greeter(file: Option<&Path>) -> Result<GuestFile> {
+    file.map_or_else(|| Ok(GuestFile::from(GREETER.to_vec())), read)
+}
 
 pub(crate) fn read(file: &Path) -> Result<GuestFile> {
     GuestFile::read(file).with_context(|| format!("cannot read the guest `{}`", file.display()))
 }
 
 /// For one instance at a time, without a server.
-pub(crate) fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<Runtime>> {
-    let environment = options.environment();
-    let environment = environment.map_err(|error| anyhow!(error))?;
+pub(crate) fn runtime(options: &GuestSettings, compiler: Compiler) -> Result<Arc<Runtime>> {
     let limits = Limits {
         guest: options.limits(),
         ..Limits::new(1)
@@ -31,5 +35,10 @@ pub(crate) fn runtime(options: &GuestOptions, compiler: Compiler) -> Result<Arc<
         ..Process::new(1, capacity::claim(Each::DEFAULT).guest_memory_bytes)
     };
     let host = Host::new(process, compiler)?;
-    Ok(Runtime::new(&host, None, environment, limits))
+    Ok(Runtime::new(
+        &host,
+        None,
+        options.environment.clone(),
+        limits,
+    ))
 }

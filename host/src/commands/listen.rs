@@ -6,16 +6,9 @@ use std::path::Path;
 
 use airlock::process::shutdown::Shutdown;
 use airlock::process::takeover::{Predecessor, TakeoverSocket};
-use airlock::serve::listener::{self, Activated};
+use airlock::serve::listener::{self, Activated, MOST_BACKLOG};
+use airlock::settings::service::ServiceSettings;
 use anyhow::{Context, Result, anyhow, bail};
-
-/// Where one service is to listen.
-pub(crate) struct Wanted<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) addresses: &'a [SocketAddr],
-    pub(crate) backlog: u32,
-    pub(crate) reuse_port: bool,
-}
 
 /// The listeners of each service.
 type Listeners = Vec<Vec<TcpListener>>;
@@ -23,7 +16,7 @@ type Listeners = Vec<Vec<TcpListener>>;
 /// The listeners of each service, in their order; and where the next process takes them over, if there
 /// is a path for that.
 pub(crate) fn listen(
-    services: &[Wanted<'_>],
+    services: &[ServiceSettings],
     activated: Vec<Activated>,
     takeover: Option<&Path>,
     shutdown: &Shutdown,
@@ -46,7 +39,7 @@ pub(crate) fn listen(
 }
 
 /// Theirs, if they listen where these services are to, and nowhere else: all are handed over, or none.
-fn assign(services: &[Wanted<'_>], theirs: &[TcpListener]) -> Result<Listeners> {
+fn assign(services: &[ServiceSettings], theirs: &[TcpListener]) -> Result<Listeners> {
     let addresses = theirs.iter().map(TcpListener::local_addr);
     let addresses: Vec<_> = addresses.collect::<Result<_, _>>()?;
     let mut left: Vec<_> = addresses.iter().zip(theirs).collect();
@@ -65,13 +58,7 @@ fn assign(services: &[Wanted<'_>], theirs: &[TcpListener]) -> Result<Listeners> 
     };
     let listeners = services
         .iter()
-        .map(|service| {
-            service
-                .addresses
-                .iter()
-                .map(|&wanted| take(wanted))
-                .collect()
-        })
+        .map(|service| service.listen.iter().map(|&wanted| take(wanted)).collect())
         .collect::<Result<Listeners>>()?;
     if let Some((address, _)) = left.first() {
         bail!("it listens on {address} too, and this one is not to: stop it, or say the same");
@@ -85,7 +72,7 @@ fn is_wanted(wanted: SocketAddr, address: SocketAddr) -> bool {
 }
 
 /// Systemd's sockets, and our own for services for which it has none.
-fn own(services: &[Wanted<'_>], activated: Vec<Activated>) -> Result<Listeners> {
+fn own(services: &[ServiceSettings], activated: Vec<Activated>) -> Result<Listeners> {
     let mut listeners: Listeners = services.iter().map(|_| Vec::new()).collect();
     for Activated { name, listener } in activated {
         // Where there is one service, whatever the sockets are called, they are its.
@@ -94,7 +81,7 @@ fn own(services: &[Wanted<'_>], activated: Vec<Activated>) -> Result<Listeners> 
             _ => services.iter().position(|service| service.name == name),
         };
         let Some(service) = service else {
-            let names: Vec<_> = services.iter().map(|service| service.name).collect();
+            let names: Vec<_> = services.iter().map(|service| &*service.name).collect();
             bail!(
                 "systemd handed over a socket for `{name}`, which is no service: write \
                  FileDescriptorName= with one of {} into its unit",
@@ -105,8 +92,9 @@ fn own(services: &[Wanted<'_>], activated: Vec<Activated>) -> Result<Listeners> 
     }
     for (service, listeners) in services.iter().zip(&mut listeners) {
         if listeners.is_empty() {
-            let bind = |&address| listener::bind(address, service.backlog, service.reuse_port);
-            let bound = service.addresses.iter().map(bind);
+            let backlog = service.backlog.map_or(MOST_BACKLOG, |most| most.get());
+            let bind = |&address| listener::bind(address, backlog, service.reuse_port);
+            let bound = service.listen.iter().map(bind);
             *listeners = bound
                 .collect::<Result<_, _>>()
                 .map_err(|error| anyhow!(error))?;

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use airlock::cli::{self, Serve};
+use airlock::cli;
 use airlock::limits::Limits;
+use airlock::logging;
 use airlock::process::service_manager::{self, Reloading};
 use airlock::process::shutdown::Shutdown;
 use airlock::process::{capacity, heap};
@@ -15,60 +16,60 @@ use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
 use airlock::serve::admission::Door;
-use airlock::serve::listener::{self, Activated};
+use airlock::serve::listener::Activated;
 use airlock::serve::recording::Recordings;
 use airlock::serve::recording::disk::Disk;
 use airlock::serve::server::{self, Drained, Manner};
 use airlock::serve::service::Service;
+use airlock::settings::Settings;
+use airlock::settings::service::{DEFAULT_NAME, ServiceSettings};
 use airlock::versions::assignment::Versions;
-use airlock::versions::guest_file::{Fingerprint, GuestFile};
+use airlock::versions::guest_file::Fingerprint;
 use airlock::versions::reload::{Policy, Reload, Trigger};
 use airlock::versions::trial;
-use airlock::{GREETER, logging};
 use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::commands::guest::read;
-use crate::commands::listen::{Wanted, listen};
+use crate::commands::guest::read_or_greeter;
+use crate::commands::listen::listen;
 
-/// The name of the service that options describe.
-const DEFAULT: &str = "default";
-
-pub(crate) fn run(options: Serve, activated: Vec<Activated>) -> Result<ExitCode> {
+pub(crate) fn run(settings: Settings, activated: Vec<Activated>) -> Result<ExitCode> {
     if let Some(path) = cli::service_manager() {
         service_manager::tell_at(path)?;
     }
     heap::settle();
-    let capacity = capacity::claim(options.each());
-    let (process, limits) = options.limits(capacity).map_err(|error| anyhow!(error))?;
+    let capacity = capacity::claim(settings.each());
+    let (process, limits) = settings.bounds(capacity).map_err(|error| anyhow!(error))?;
     tracing::debug!(?capacity, ?process, ?limits, "this server's bounds");
     let host = Host::new(process, Compiler::this_program(false))?;
     let shutdown = Shutdown::new()?;
-    let service = start(&host, None, &options, limits, &shutdown)?;
-    // The disks are the threads that write recordings; they end after the server.
-    let (services, reloads, _disks) = (vec![service.service], service.reload, service.disk);
-    obey_signals(
-        shutdown.clone(),
-        reloads.iter().map(Reload::trigger).collect(),
-    )?;
-    let wanted = [Wanted {
-        name: DEFAULT,
-        addresses: &[options.listen],
-        backlog: options.backlog.unwrap_or(listener::MOST_BACKLOG),
-        reuse_port: options.lifecycle.reuse_port,
-    }];
-    let takeover = options.lifecycle.takeover.as_deref();
-    let (listeners, takeover) = listen(&wanted, activated, takeover, &shutdown)?;
-    say_ports(&wanted, &listeners)?;
+    let (mut services, mut reloads) = (Vec::new(), Vec::new());
+    // The threads that write recordings; they end after the server.
+    let mut disks = Vec::new();
+    for (service, limits) in settings.services.iter().zip(limits) {
+        let started = start(&host, service, limits, &shutdown);
+        let started = match settings.services.len() {
+            1 => started?,
+            _ => started.with_context(|| format!("service `{}`", service.name))?,
+        };
+        services.push(started.service);
+        reloads.extend(started.reload);
+        disks.extend(started.disk);
+    }
+    let triggers = reloads.iter().map(Reload::trigger).collect();
+    obey_signals(shutdown.clone(), triggers)?;
+    let takeover = settings.process.takeover.as_deref();
+    let (listeners, takeover) = listen(&settings.services, activated, takeover, &shutdown)?;
+    say_ports(&settings.services, &listeners)?;
     let mut doors = Vec::new();
-    for (service, listeners) in services.iter().zip(listeners) {
+    for (service, listeners) in services.into_iter().zip(listeners) {
         for listener in listeners {
-            doors.push(Door::new(listener, Arc::clone(service))?);
+            doors.push(Door::new(listener, Arc::clone(&service))?);
         }
     }
     let manner = Manner {
-        scheduling: options.threads,
+        scheduling: settings.process.threads,
         watchdog_pause: service_manager::watchdog_pause(),
     };
     match server::run(doors, takeover, &host, manner, &shutdown)? {
@@ -79,9 +80,9 @@ pub(crate) fn run(options: Serve, activated: Vec<Activated>) -> Result<ExitCode>
 
 /// The lines on standard output, for whoever asked for a free port. A reader that has gone is no
 /// reason not to serve.
-fn say_ports(services: &[Wanted<'_>], listeners: &[Vec<TcpListener>]) -> io::Result<()> {
+fn say_ports(services: &[ServiceSettings], listeners: &[Vec<TcpListener>]) -> io::Result<()> {
     for (service, listeners) in services.iter().zip(listeners) {
-        for (wanted, listener) in service.addresses.iter().zip(listeners) {
+        for (wanted, listener) in service.listen.iter().zip(listeners) {
             if wanted.port() == 0 {
                 let address = listener.local_addr()?;
                 let _ = match services {
@@ -101,30 +102,27 @@ struct Started {
     disk: Option<Disk>,
 }
 
-/// Reads the guest of a service, and tries it. `name` is for the log, and for errors.
+/// Reads the guest of a service, and tries it.
 fn start(
     host: &Arc<Host>,
-    name: Option<&str>,
-    options: &Serve,
+    settings: &ServiceSettings,
     limits: Limits,
     shutdown: &Shutdown,
 ) -> Result<Started> {
     // Before it is read: when it changes from then on, it is read again.
-    let seen = options.guest.as_deref().and_then(Fingerprint::of);
-    let guest = match &options.guest {
-        None => GuestFile::from(GREETER.to_vec()),
-        Some(path) => read(path)?,
-    };
-    let environment = options.guest_options.environment();
-    let environment = environment.map_err(|error| anyhow!(error))?;
+    let seen = settings.guest.as_deref().and_then(Fingerprint::of);
+    let guest = read_or_greeter(settings.guest.as_deref())?;
+    // The one that options describe is the only one.
+    let name = Some(settings.name.as_str()).filter(|&name| name != DEFAULT_NAME);
+    let environment = settings.guest_settings.environment.clone();
     let runtime = Runtime::new(host, name, environment, limits);
     let passed = trial::run(&runtime, &guest.bytes, &|| true);
-    let passed = passed.with_context(|| match &options.guest {
+    let passed = passed.with_context(|| match &settings.guest {
         None => "cannot serve the built-in greeter".to_owned(),
         Some(path) => format!("cannot serve `{}`", path.display()),
     })?;
     let versions = Versions::new(passed, guest.digest);
-    let (recordings, disk) = match options.record.clone() {
+    let (recordings, disk) = match settings.record.clone() {
         None => (None, None),
         Some(folder) => {
             let cannot = format!("cannot record into `{}`", folder.display());
@@ -132,12 +130,12 @@ fn start(
             (Some(recordings), Some(disk))
         }
     };
-    let service = Service::new(runtime, versions, options.framing, recordings, shutdown);
-    let policy = options.guest.as_ref().map(|file| Policy {
+    let service = Service::new(runtime, versions, settings.framing, recordings, shutdown);
+    let policy = settings.guest.as_ref().map(|file| Policy {
         file: file.clone(),
-        watch: !options.reload.no_watch,
-        canary: options.reload.canary,
-        max_age: options.reload.max_guest_age.map(Into::into),
+        watch: !settings.reload.no_watch,
+        canary: settings.reload.canary,
+        max_age: settings.reload.max_guest_age.map(Into::into),
     });
     let reload = policy.map(|policy| service.reload(policy, seen, shutdown));
     Ok(Started {

@@ -16,14 +16,17 @@ use airlock::talk::{play, transcript};
 use anyhow::{Context, Result, bail};
 use similar::TextDiff;
 
-use crate::commands::guest::{read, runtime};
+use crate::commands::guest::{read_or_greeter, runtime};
 
 /// The exit status is 0 when the guest answered as every conversation has it.
 pub(crate) fn run(options: &Test) -> Result<ExitCode> {
-    let file = read(&options.file)?;
-    let runtime = runtime(&options.guest, Compiler::this_program(false))?;
-    let sandbox = Sandbox::new(&runtime, &file.bytes, &|| true)
-        .with_context(|| format!("cannot serve `{}`", options.file.display()))?;
+    let file = read_or_greeter(options.guest.as_deref())?;
+    let runtime = runtime(&options.settings, Compiler::this_program(false))?;
+    let sandbox =
+        Sandbox::new(&runtime, &file.bytes, &|| true).with_context(|| match &options.guest {
+            None => "cannot serve the built-in greeter".to_owned(),
+            Some(file) => format!("cannot serve `{}`", file.display()),
+        })?;
     let mut failed = 0;
     for script in &options.scripts {
         let name = script.display();

@@ -64,6 +64,10 @@ pub const ADDRESS_SPACE_BYTES: u64 = 1 << 45;
 /// How long a drain waits for the messages in progress.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
 
+/// Bytes of a file of settings: thousands of services. Protects the server's memory from a file that
+/// is something else.
+pub const CONFIG_BYTES: u64 = 1024 * 1024;
+
 /// Bytes of one recorded conversation; the rest of it is not recorded.
 pub const RECORDING_BYTES: u64 = 1024 * 1024;
 

@@ -15,7 +15,7 @@ pub enum Scheduling {
 }
 
 /// More than the processors of any machine would only be in each other's way.
-const MOST: usize = 1024;
+pub const MOST: usize = 1024;
 
 impl FromStr for Scheduling {
     type Err = String;

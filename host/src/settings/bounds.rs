@@ -1,0 +1,177 @@
+//! What the settings come to on a machine with its capacity: the bounds of the process, and of each
+//! service.
+
+use crate::limits::Limits;
+use crate::limits::guest::{GUEST_MEMORIES, Guest};
+use crate::limits::process::{ADDRESS_SPACE_BYTES, Process};
+use crate::limits::wire::Wire;
+use crate::process::capacity::{Capacity, Each};
+use crate::serve::scheduling::Scheduling;
+use crate::settings::service::{ServiceSettings, Settings};
+
+impl Settings {
+    /// What each connection takes.
+    pub fn each(&self) -> Each {
+        let records = self.services.iter().any(|service| service.record.is_some());
+        Each {
+            files: if records { 2 } else { 1 },
+            thread: self.process.threads == Scheduling::PerConnection,
+        }
+    }
+
+    /// Every bound of the process, and of each service in their order.
+    ///
+    /// # Errors
+    /// More was asked for than there is room for.
+    pub fn bounds(&self, capacity: Capacity) -> Result<(Process, Vec<Limits>), String> {
+        let services = &self.services;
+        let limits = services.iter().map(|service| {
+            let limits = service.limits(capacity);
+            limits.map_err(|error| match services.len() {
+                1 => error,
+                _ => format!("service `{}`: {error}", service.name),
+            })
+        });
+        let mut limits = limits.collect::<Result<Vec<_>, _>>()?;
+        let memories = limits.iter().map(|limits| limits.guest.memory_bytes);
+        let guest_memory_bytes = memories.max().unwrap_or_default();
+        let (room, _) = capacity.connections_with(guest_memory_bytes as u64);
+        let wanted = limits.iter().map(|limits| limits.connections);
+        let connections = wanted.fold(0, usize::saturating_add).min(room);
+        check_addresses(connections, guest_memory_bytes, services.len())?;
+        for limits in &mut limits {
+            limits.connections = limits.connections.min(connections);
+        }
+        let total = self.process.limits.total_guest_memory;
+        let process = Process {
+            services: services.len(),
+            connections,
+            total_guest_memory_bytes: total
+                .map_or(capacity.guest_memory_bytes, |total| total.bytes()),
+            guest_memory_bytes,
+            // Where there is less, the kernel would end more than the compilers.
+            total_compile_memory_bytes: capacity.guest_memory_bytes,
+            mappings: capacity.mappings,
+            thread_each: self.each().thread,
+            drain_time: self.process.limits.drain_timeout.into(),
+        };
+        Ok((process, limits))
+    }
+}
+
+impl ServiceSettings {
+    /// Every bound of this service, whatever others there are.
+    ///
+    /// # Errors
+    /// More was asked for than there is room for.
+    pub fn limits(&self, capacity: Capacity) -> Result<Limits, String> {
+        let guest = self.guest_settings.limits();
+        let (room, bound) = capacity.connections_with(guest.memory_bytes as u64);
+        if room == 0 {
+            return Err(format!("there is room for no connection: raise {bound}"));
+        }
+        let connections = self
+            .max_connections
+            .map_or(room, |most| most.get() as usize);
+        if connections > room {
+            return Err(format!(
+                "--max-connections {connections} is more than the {room} that there is room for: \
+                 lower it, or raise {bound}"
+            ));
+        }
+        check_addresses(connections, guest.memory_bytes, 1)?;
+        Ok(Limits {
+            wire: Wire {
+                line_bytes: self.max_line.as_usize(),
+                idle_time: self.idle_timeout.into(),
+                line_time: self.line_timeout.into(),
+                write_time: self.write_timeout.into(),
+            },
+            guest: Guest {
+                compile_memory_bytes: guest.compile_memory_bytes.min(capacity.guest_memory_bytes),
+                ..guest
+            },
+            connections,
+            connections_per_ip: self
+                .max_connections_per_ip
+                .map_or(connections, |most| most.get() as usize),
+        })
+    }
+}
+
+/// Whether the memories of so many instances can be reserved.
+fn check_addresses(connections: usize, memory_bytes: usize, services: usize) -> Result<(), String> {
+    let memory_bytes = memory_bytes as u64;
+    let memories = connections as u64 * u64::from(GUEST_MEMORIES);
+    if memory_bytes.saturating_mul(memories) <= ADDRESS_SPACE_BYTES {
+        return Ok(());
+    }
+    let memory = bytesize::ByteSize(memory_bytes);
+    let most = ADDRESS_SPACE_BYTES / u64::from(GUEST_MEMORIES) / memory_bytes;
+    Err(match services {
+        1 => format!(
+            "{connections} connections with --guest-memory {memory} each need more addresses than \
+             there are: lower it, or --max-connections to {most}"
+        ),
+        _ => format!(
+            "{connections} connections of all services need more addresses than there are, since \
+             one of them has guest-memory {memory}: lower that, or the max-connections of all to \
+             {most} together"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::file::Reading;
+
+    fn bounds(connections: usize, file: &str) -> Result<(Process, Vec<Limits>), String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("airlock.toml");
+        std::fs::write(&path, file).expect("it is written");
+        let reading = Reading::new(&path).expect("it is read");
+        assert!(reading.faults.is_empty(), "{:?}", reading.faults);
+        reading.settings.bounds(Capacity {
+            connections,
+            bound: "nothing",
+            guest_memory_bytes: 4 << 30,
+            mappings: u64::MAX,
+            addresses: u64::MAX,
+        })
+    }
+
+    #[test]
+    fn services_share_what_the_process_has() {
+        let (process, limits) = bounds(
+            1000,
+            r#"
+            [service.one]
+            listen = "127.0.0.1:1"
+            max-connections = 30
+            guest-memory = "128MiB"
+            [service.two]
+            listen = "127.0.0.1:2"
+            "#,
+        )
+        .expect("there is room");
+        assert_eq!((process.services, process.connections), (2, 1000));
+        assert_eq!(process.guest_memory_bytes, 128 << 20);
+        let connections = limits.iter().map(|limits| limits.connections);
+        assert_eq!(connections.collect::<Vec<_>>(), [30, 1000]);
+    }
+
+    #[test]
+    fn the_largest_guest_needs_addresses_for_all() {
+        let file = r#"
+            [service.one]
+            listen = "127.0.0.1:1"
+            [service.two]
+            listen = "127.0.0.1:2"
+            max-connections = 10
+            guest-memory = "4GiB"
+            "#;
+        let error = bounds(10_000, file).expect_err("there are too few");
+        assert!(error.contains("to 2048 together"), "{error}");
+    }
+}
