@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn a_size_is_shown_as_it_may_be_written() {
         for text in ["0B", "1B", "1025B", "64KiB", "65MiB", "3GiB"] {
-            let size: AnySize = text.parse().unwrap();
+            let size: AnySize = text.parse().expect("a size");
             assert_eq!(size.to_string(), text);
         }
     }
