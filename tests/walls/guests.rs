@@ -54,7 +54,7 @@ fn chat(client: &mut Client, done: impl Fn() -> bool) -> Duration {
 
 #[test]
 fn an_attack_ends_its_own_connection_and_delays_no_other() {
-    let server = Server::with_guest("hostile", &["--call-timeout=300ms"]);
+    let server = Server::with_guest("hostile", &["--call-timeout=1s"]);
     let mut chatter = ready(&server);
     let began = Instant::now();
     let usual = chat(&mut chatter, || {
