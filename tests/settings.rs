@@ -325,6 +325,34 @@ fn a_check_and_a_test_take_the_name_of_a_service() {
 }
 
 #[test]
+fn a_check_of_one_service_says_what_is_wrong_with_it() {
+    let folder = Folder::with("[service.greeter]\nmax-line = \"lots\"\n");
+    let output = folder.airlock(&["check", "--config=airlock.toml", "greeter"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report = text(&output.stdout);
+    assert!(report.contains("airlock.toml:2:12: `max-line`"), "{report}");
+}
+
+#[test]
+fn a_check_says_what_services_cannot_have_together() {
+    // Each could be served alone.
+    let folder = Folder::with(
+        r#"
+        [service.many]
+        max-connections = 5000
+        [service.large]
+        listen = "127.0.0.1:7001"
+        max-connections = 1
+        guest-memory = "4GiB"
+        "#,
+    );
+    let output = folder.airlock(&["check", "--config=airlock.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report = text(&output.stdout);
+    assert!(report.ends_with("of all to 2048 together\n"), "{report}");
+}
+
+#[test]
 fn a_file_with_one_service_is_served_from_whatever_folder() {
     let folder = Folder::with(
         r#"

@@ -388,12 +388,22 @@ impl Input {
             (None, guest) => Checked::Guest(guest.unwrap_or_default(), options.guest),
             (Some(path), service) => {
                 self.refuse_options_of_guests(own)?;
-                let reading = Reading::new(&path)?;
-                let (mut settings, faults) = (reading.settings, reading.faults);
-                if let Some(service) = service {
-                    let service = one_of(settings.services, &service);
-                    let service = service.map_err(|error| self.no_service(&path, error))?;
-                    settings.services = vec![service];
+                let Reading {
+                    file,
+                    mut settings,
+                    faults,
+                } = Reading::new(&path)?;
+                if let Some(name) = service {
+                    let is_this = |other: &str| Path::new(other) == name;
+                    let is_sound = settings.services.iter().any(|other| is_this(&other.name));
+                    settings.services = match file.services.keys().any(|other| is_this(other)) {
+                        // What is wrong with it is among the faults.
+                        true if !is_sound => Vec::new(),
+                        _ => {
+                            let service = one_of(settings.services, &name);
+                            vec![service.map_err(|error| self.no_service(&path, error))?]
+                        }
+                    };
                 }
                 Checked::File(settings, faults)
             }

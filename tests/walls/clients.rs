@@ -78,7 +78,7 @@ fn as_many_clients_as_the_kernel_allows_come_back_at_once() {
     const MOST: usize = 3000;
     let allowed = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     let count = MOST.min(allowed.trim().parse().unwrap());
-    airlock::process::capacity::claim(Each::DEFAULT);
+    airlock::process::capacity::claim(Each::DEFAULT, 0);
     let server = Server::start(&["-q"]);
     // Nobody accepts; the kernel answers for those who have room in its queue.
     server.signal("STOP");
@@ -294,7 +294,7 @@ fn thousands_of_connections_are_held_and_served() {
         Mode::Shared(_) => (19_000, false, &["-qq", "--total-guest-memory=24GiB"][..]),
     };
     // One descriptor each: this process has as few as the server.
-    let room = airlock::process::capacity::claim(Each { files: 1, thread });
+    let room = airlock::process::capacity::claim(Each { files: 1, thread }, 0);
     let count = room.connections.min(most);
     let server = Server::start(options);
     for _ in 0..100 {

@@ -46,7 +46,7 @@ type Report = (Value, bool);
 
 /// All that is wrong with a file of settings, and a report on the guest of each service.
 fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Report> {
-    let faults: Vec<_> = faults.iter().map(Fault::to_string).collect();
+    let mut faults: Vec<_> = faults.iter().map(Fault::to_string).collect();
     let mut accepted = faults.is_empty();
     let mut text: String = faults
         .iter()
@@ -69,6 +69,11 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
         }
         services.insert(name.clone(), report);
     }
+    if accepted && let Err(error) = settings.bounds(settings.capacity()) {
+        accepted = false;
+        text.push_str(&format!("{}\n", printable(&error)));
+        faults.push(error);
+    }
     let report = match json {
         true => json!({ "accepted": accepted, "faults": faults, "services": services }),
         false => text.into(),
@@ -78,7 +83,7 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
 
 /// The guest of a service, if this machine has room for the service.
 fn served(settings: &Settings, service: &ServiceSettings) -> Result<GuestFile> {
-    let limits = service.limits(capacity::claim(settings.each()));
+    let limits = service.limits(settings.capacity());
     limits.map_err(|error| anyhow!(error))?;
     read_or_greeter(service.guest.as_deref())
 }
@@ -90,7 +95,7 @@ fn refused(error: &Error) -> Value {
 fn guest(file: GuestFile, settings: &GuestSettings, json: bool) -> Result<Report> {
     let runtime = runtime(settings, Compiler::this_program(true))?;
     let result = trial::run(&runtime, &file.bytes, &|| true);
-    let capacity = capacity::claim(Each::DEFAULT);
+    let capacity = capacity::claim(Each::DEFAULT, 0);
     let room = Room::new(&Process {
         mappings: capacity.mappings,
         ..Process::new(capacity.connections, capacity.guest_memory_bytes)

@@ -32,7 +32,7 @@ pub(crate) fn runtime(options: &GuestSettings, compiler: Compiler) -> Result<Arc
     let process = Process {
         guest_memory_bytes: limits.guest.memory_bytes,
         total_compile_memory_bytes: limits.guest.compile_memory_bytes,
-        ..Process::new(1, capacity::claim(Each::DEFAULT).guest_memory_bytes)
+        ..Process::new(1, capacity::claim(Each::DEFAULT, 0).guest_memory_bytes)
     };
     let host = Host::new(process, compiler)?;
     Ok(Runtime::new(

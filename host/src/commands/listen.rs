@@ -56,10 +56,27 @@ fn assign(services: &[ServiceSettings], theirs: &[TcpListener]) -> Result<Listen
         };
         Ok(left.remove(place).1.try_clone()?)
     };
-    let listeners = services
+    let mut slots: Vec<Vec<_>> = services
         .iter()
-        .map(|service| service.listen.iter().map(|&wanted| take(wanted)).collect())
-        .collect::<Result<Listeners>>()?;
+        .map(|service| {
+            service
+                .listen
+                .iter()
+                .map(|&wanted| (wanted, None))
+                .collect()
+        })
+        .collect();
+    // Whoever wants any port leaves the others theirs.
+    for any_port in [false, true] {
+        let slots = slots.iter_mut().flatten();
+        for (wanted, listener) in slots.filter(|(wanted, _)| (wanted.port() == 0) == any_port) {
+            *listener = Some(take(*wanted)?);
+        }
+    }
+    let taken = slots
+        .into_iter()
+        .map(|slots| slots.into_iter().filter_map(|(_, listener)| listener));
+    let listeners = taken.map(Iterator::collect).collect();
     if let Some((address, _)) = left.first() {
         bail!("it listens on {address} too, and this one is not to: stop it, or say the same");
     }

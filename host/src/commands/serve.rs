@@ -9,9 +9,9 @@ use std::thread;
 use airlock::cli;
 use airlock::limits::Limits;
 use airlock::logging;
+use airlock::process::heap;
 use airlock::process::service_manager::{self, Reloading};
 use airlock::process::shutdown::Shutdown;
-use airlock::process::{capacity, heap};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::runtime::Runtime;
@@ -39,7 +39,7 @@ pub(crate) fn run(settings: Settings, activated: Vec<Activated>) -> Result<ExitC
         service_manager::tell_at(path)?;
     }
     heap::settle();
-    let capacity = capacity::claim(settings.each());
+    let capacity = settings.capacity();
     let (process, limits) = settings.bounds(capacity).map_err(|error| anyhow!(error))?;
     tracing::debug!(?capacity, ?process, ?limits, "this server's bounds");
     let host = Host::new(process, Compiler::this_program(false))?;
@@ -47,11 +47,14 @@ pub(crate) fn run(settings: Settings, activated: Vec<Activated>) -> Result<ExitC
     let (mut services, mut reloads) = (Vec::new(), Vec::new());
     // The threads that write recordings; they end after the server.
     let mut disks = Vec::new();
+    let is_alone = settings.services.len() == 1;
     for (service, limits) in settings.services.iter().zip(limits) {
-        let started = start(&host, service, limits, &shutdown);
-        let started = match settings.services.len() {
-            1 => started?,
-            _ => started.with_context(|| format!("service `{}`", service.name))?,
+        // The one that options describe needs no name in the log.
+        let name = (!is_alone || service.name != DEFAULT_NAME).then_some(service.name.as_str());
+        let started = start(&host, name, service, limits, &shutdown);
+        let started = match is_alone {
+            true => started?,
+            false => started.with_context(|| format!("service `{}`", service.name))?,
         };
         services.push(started.service);
         reloads.extend(started.reload);
@@ -102,9 +105,10 @@ struct Started {
     disk: Option<Disk>,
 }
 
-/// Reads the guest of a service, and tries it.
+/// Reads the guest of a service, and tries it. The name is for the log.
 fn start(
     host: &Arc<Host>,
+    name: Option<&str>,
     settings: &ServiceSettings,
     limits: Limits,
     shutdown: &Shutdown,
@@ -112,8 +116,6 @@ fn start(
     // Before it is read: when it changes from then on, it is read again.
     let seen = settings.guest.as_deref().and_then(Fingerprint::of);
     let guest = read_or_greeter(settings.guest.as_deref())?;
-    // The one that options describe is the only one.
-    let name = Some(settings.name.as_str()).filter(|&name| name != DEFAULT_NAME);
     let environment = settings.guest_settings.environment.clone();
     let runtime = Runtime::new(host, name, environment, limits);
     let passed = trial::run(&runtime, &guest.bytes, &|| true);

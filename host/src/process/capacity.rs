@@ -10,8 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::limits;
 use crate::process::signal_stack;
 
-/// Descriptors for everything that is not a connection: standard streams, listeners, the guest's
-/// file and its cache, the timer that WASI sleeps on.
+/// Descriptors for everything that is not a connection: standard streams, a listener, the guest's
+/// file and its cache, the timer that WASI sleeps on, what compiling takes.
 const SPARE_DESCRIPTORS: u64 = 64;
 
 /// Memory mappings of one connection's thread (measured): its stack and the signal stack of Rust's
@@ -73,13 +73,24 @@ pub struct Each {
     pub thread: bool,
 }
 
+/// Open files of each seat: its epoll descriptor, and what wakes it, twice.
+pub const SEAT_FILES: u64 = 3;
+
+/// Open files of each guest's file that is watched: inotify, and what ends that, twice.
+pub const WATCH_FILES: u64 = 3;
+
+/// Open files of each listener: itself, what the next process takes over, and what the one before has
+/// handed over.
+pub const LISTENER_FILES: u64 = 3;
+
 /// Raises the soft limit of open files to the hard limit and returns the room there is for
-/// connections that take this much each.
+/// connections that take this much each, beside so many open files of the server's own: of those that
+/// [`SPARE_DESCRIPTORS`] do not cover, since there are several.
 ///
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
-pub fn claim(each: Each) -> Capacity {
-    let files = raise_open_files() / each.files;
+pub fn claim(each: Each, own_files: u64) -> Capacity {
+    let files = raise_open_files().saturating_sub(own_files) / each.files;
     Capacity::of_machine(Path::new("/"), files, each.thread)
 }
 

@@ -5,7 +5,7 @@ use crate::limits::Limits;
 use crate::limits::guest::{GUEST_MEMORIES, Guest};
 use crate::limits::process::{ADDRESS_SPACE_BYTES, Process};
 use crate::limits::wire::Wire;
-use crate::process::capacity::{Capacity, Each};
+use crate::process::capacity::{self, Capacity, Each};
 use crate::serve::scheduling::Scheduling;
 use crate::settings::service::{ServiceSettings, Settings};
 
@@ -17,6 +17,28 @@ impl Settings {
             files: if records { 2 } else { 1 },
             thread: self.process.threads == Scheduling::PerConnection,
         }
+    }
+
+    /// What this machine has room for.
+    pub fn capacity(&self) -> Capacity {
+        capacity::claim(self.each(), self.own_files())
+    }
+
+    /// Open files of more seats, listeners and watched guests than one of each.
+    fn own_files(&self) -> u64 {
+        let seats = match self.process.threads {
+            Scheduling::PerConnection => 0,
+            Scheduling::Shared(count) => count.get(),
+        };
+        let listeners = self.services.iter().map(|service| service.listen.len());
+        let watched = self
+            .services
+            .iter()
+            .filter(|service| service.guest.is_some() && !service.reload.no_watch);
+        let beside_one = |count: usize, files| count.saturating_sub(1) as u64 * files;
+        beside_one(seats, capacity::SEAT_FILES)
+            + beside_one(listeners.sum(), capacity::LISTENER_FILES)
+            + beside_one(watched.count(), capacity::WATCH_FILES)
     }
 
     /// Every bound of the process, and of each service in their order.
@@ -159,6 +181,37 @@ mod tests {
         assert_eq!(process.guest_memory_bytes, 128 << 20);
         let connections = limits.iter().map(|limits| limits.connections);
         assert_eq!(connections.collect::<Vec<_>>(), [30, 1000]);
+    }
+
+    #[test]
+    fn seats_listeners_and_watched_guests_take_open_files() {
+        let own_files = |file: &str| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("airlock.toml");
+            std::fs::write(&path, file).expect("it is written");
+            let reading = Reading::new(&path).expect("it is read");
+            assert!(reading.faults.is_empty(), "{:?}", reading.faults);
+            reading.settings.own_files()
+        };
+        let one = r#"
+            [service.one]
+            guest = "one.wasm"
+            "#;
+        assert_eq!(own_files(one), 0);
+        let several = r#"
+            threads = 16
+            [service.one]
+            listen = ["127.0.0.1:1", "127.0.0.1:2"]
+            guest = "one.wasm"
+            [service.two]
+            listen = "127.0.0.1:3"
+            guest = "two.wasm"
+            [service.three]
+            listen = "127.0.0.1:4"
+            guest = "three.wasm"
+            no-watch = true
+            "#;
+        assert_eq!(own_files(several), 15 * 3 + 3 * 3 + 3);
     }
 
     #[test]

@@ -406,7 +406,7 @@ fn nearest<'a>(
 /// How alike a key has to be to be meant, as clap has it for options.
 const NEAR: f64 = 0.7;
 
-/// Names stand in the log, and are names of folders.
+/// Names stand in every line of the log.
 const NAME_LENGTH: usize = 64;
 
 fn is_name(text: &str) -> bool {

@@ -34,7 +34,7 @@ pub(super) struct Seat {
     rounds: AtomicU64,
     /// How many connections it has, those on their way counted.
     connections: AtomicUsize,
-    inbox: Mutex<VecDeque<Letter>>,
+    inbox: Mutex<Inbox>,
 }
 
 /// What comes to a seat besides events.
@@ -44,6 +44,14 @@ pub(super) enum Letter {
     /// A connection whose turn was finished after the seat had been lost, for its place. Nothing, if
     /// it has ended.
     Back(usize, Option<Box<Parked>>),
+}
+
+/// Letters that nobody has read. Thousands may be new at once, and those who come back are served
+/// already: they are first.
+#[derive(Default)]
+struct Inbox {
+    back: VecDeque<Letter>,
+    new: VecDeque<Letter>,
 }
 
 thread_local! {
@@ -95,7 +103,11 @@ impl Seat {
 
     /// Leaves a letter for whoever holds it, and wakes nobody.
     pub(super) fn leave(&self, letter: Letter) {
-        lock(&self.inbox).push_back(letter);
+        let mut inbox = lock(&self.inbox);
+        match letter {
+            Letter::New(_) => inbox.new.push_back(letter),
+            Letter::Back(..) => inbox.back.push_back(letter),
+        }
     }
 
     pub(super) fn send(&self, letter: Letter) {
@@ -104,11 +116,13 @@ impl Seat {
     }
 
     pub(super) fn next_letter(&self) -> Option<Letter> {
-        lock(&self.inbox).pop_front()
+        let mut inbox = lock(&self.inbox);
+        inbox.back.pop_front().or_else(|| inbox.new.pop_front())
     }
 
     pub(super) fn has_letters(&self) -> bool {
-        !lock(&self.inbox).is_empty()
+        let inbox = lock(&self.inbox);
+        !inbox.back.is_empty() || !inbox.new.is_empty()
     }
 
     /// How many connections it has, those on their way counted.
