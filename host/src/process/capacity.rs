@@ -85,7 +85,7 @@ pub const LISTENER_FILES: u64 = 3;
 
 /// Raises the soft limit of open files to the hard limit and returns the room there is for
 /// connections that take this much each, beside so many open files of the server's own: of those that
-/// [`SPARE_DESCRIPTORS`] do not cover, since there are several.
+/// `SPARE_DESCRIPTORS` do not cover, since there are several.
 ///
 /// The memory mappings are bounded because a thread that cannot map its signal stack aborts the
 /// process; that must not be reachable from the network.
