@@ -284,16 +284,9 @@ fn the_figures_of_the_readme_are_those_that_were_measured() {
     for row in rows {
         let mut cells = row.split(" | ").map(|cell| cell.trim_matches([' ', '|']));
         let title = cells.next().unwrap();
-        let is_same = |row: &&str| {
-            row.strip_prefix("| ")
-                .is_some_and(|row| row.starts_with(title))
-        };
-        let measured: Vec<_> = measured
-            .lines()
-            .find(is_same)
-            .unwrap()
-            .split(" | ")
-            .collect();
+        let head = format!("| {title} | ");
+        let measured = measured.lines().find(|row| row.starts_with(&head));
+        let measured: Vec<_> = measured.unwrap().split(" | ").collect();
         for cell in cells {
             assert!(
                 cell.is_empty() || measured.contains(&cell),

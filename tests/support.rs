@@ -24,6 +24,18 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// Whether a page at `path` is what it should be; with `AIRLOCK_BLESS` set, it becomes that.
+pub(crate) fn agrees(path: &Path, page: &str, current: &str) {
+    if std::env::var_os("AIRLOCK_BLESS").is_some() {
+        fs::write(path, current).unwrap();
+    } else {
+        assert!(
+            page == current,
+            "run it with AIRLOCK_BLESS=1 and commit the result"
+        );
+    }
+}
+
 /// The way to schedule that is tested, where it makes a difference to a test: servers that a test starts
 /// have the same environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -327,16 +327,11 @@ impl Input {
             if key.table != Table::Service {
                 continue;
             }
-            let name = match own.value_source(key.option.get_id().as_str()) {
-                Some(ValueSource::CommandLine) => format!("--{}", key.option_name()),
-                Some(ValueSource::EnvVariable) => {
-                    let variable = key.option.get_env().unwrap_or_default();
-                    variable.to_string_lossy().into_owned()
-                }
-                _ if key.name == "env" && !self.variables.is_empty() => ENVIRONMENT.to_owned(),
-                _ => continue,
-            };
-            return Err(self.misplaced(&name, &key.name, file));
+            let is_set = key.name == "env" && !self.variables.is_empty();
+            let variable = is_set.then(|| ENVIRONMENT.to_owned());
+            if let Some(name) = key.given_by(own).or(variable) {
+                return Err(self.misplaced(&name, &key.name, file));
+            }
         }
         Ok(())
     }
@@ -351,16 +346,19 @@ impl Input {
     }
 
     fn settings(&self, own: &ArgMatches) -> Result<Settings, Refusal> {
-        let merged = self.merged(own)?;
+        self.settings_of(&self.merged(own)?, own)
+    }
+
+    fn settings_of(&self, merged: &Merged, own: &ArgMatches) -> Result<Settings, Refusal> {
+        // Each service has the same of the process.
+        let options = merged.services.first().map_or(own, |(_, options)| options);
         let mut settings = Settings {
-            process: ProcessSettings::from_arg_matches(own)?,
+            process: ProcessSettings::from_arg_matches(options)?,
             services: Vec::new(),
         };
-        for (name, options) in merged.services {
-            // Each has the same of the process.
-            settings.process = ProcessSettings::from_arg_matches(&options)?;
-            let mut service = ServiceSettings::from_arg_matches(&options)?;
-            service.name = name;
+        for (name, options) in &merged.services {
+            let mut service = ServiceSettings::from_arg_matches(options)?;
+            service.name.clone_from(name);
             let conflicts = service.conflicts(&settings.process, |option| format!("--{option}"));
             if let Some(conflict) = conflicts.into_iter().next() {
                 let kind = ErrorKind::ArgumentConflict;
@@ -372,8 +370,8 @@ impl Input {
     }
 
     fn effective(&self, own: &ArgMatches) -> Result<String, Refusal> {
-        self.settings(own)?;
         let merged = self.merged(own)?;
+        self.settings_of(&merged, own)?;
         let sources = Sources {
             services: &merged.services,
             file: merged.file.as_ref(),
@@ -394,15 +392,12 @@ impl Input {
                     faults,
                 } = Reading::new(&path)?;
                 if let Some(name) = service {
-                    let is_this = |other: &str| Path::new(other) == name;
-                    let is_sound = settings.services.iter().any(|other| is_this(&other.name));
-                    settings.services = match file.services.keys().any(|other| is_this(other)) {
+                    let mut known = file.services.keys();
+                    settings.services = match one_of(settings.services, &name) {
+                        Ok(service) => vec![service],
                         // What is wrong with it is among the faults.
-                        true if !is_sound => Vec::new(),
-                        _ => {
-                            let service = one_of(settings.services, &name);
-                            vec![service.map_err(|error| self.no_service(&path, error))?]
-                        }
+                        Err(_) if known.any(|known| Path::new(known) == name) => Vec::new(),
+                        Err(error) => return Err(self.no_service(&path, error).into()),
                     };
                 }
                 Checked::File(settings, faults)

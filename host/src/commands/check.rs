@@ -8,7 +8,7 @@ use std::time::Duration;
 use airlock::cli::{Check, Checked};
 use airlock::limits::process::Process;
 use airlock::logging::printable;
-use airlock::process::capacity::{self, Each};
+use airlock::process::capacity::{self, Capacity, Each};
 use airlock::process::room::Room;
 use airlock::sandbox::compiler::Compiler;
 use airlock::settings::Settings;
@@ -52,9 +52,10 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
         .iter()
         .map(|fault| format!("{}\n", printable(fault)))
         .collect();
+    let capacity = settings.capacity();
     let mut services = Map::new();
     for service in &settings.services {
-        let (report, is_accepted) = match served(settings, service) {
+        let (report, is_accepted) = match served(service, capacity) {
             Ok(file) => guest(file, &service.guest_settings, json)?,
             Err(error) if json => (refused(&error), false),
             Err(error) => {
@@ -69,7 +70,7 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
         }
         services.insert(name.clone(), report);
     }
-    if accepted && let Err(error) = settings.bounds(settings.capacity()) {
+    if accepted && let Err(error) = settings.bounds(capacity) {
         accepted = false;
         text.push_str(&format!("{}\n", printable(&error)));
         faults.push(error);
@@ -82,8 +83,8 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
 }
 
 /// The guest of a service, if this machine has room for the service.
-fn served(settings: &Settings, service: &ServiceSettings) -> Result<GuestFile> {
-    let limits = service.limits(settings.capacity());
+fn served(service: &ServiceSettings, capacity: Capacity) -> Result<GuestFile> {
+    let limits = service.limits(capacity);
     limits.map_err(|error| anyhow!(error))?;
     read_or_greeter(service.guest.as_deref())
 }

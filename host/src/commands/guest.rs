@@ -23,6 +23,14 @@ pub(crate) fn read(file: &Path) -> Result<GuestFile> {
     GuestFile::read(file).with_context(|| format!("cannot read the guest `{}`", file.display()))
 }
 
+/// What is said when it is refused.
+pub(crate) fn cannot_serve(file: Option<&Path>) -> String {
+    match file {
+        None => "cannot serve the built-in greeter".to_owned(),
+        Some(file) => format!("cannot serve `{}`", file.display()),
+    }
+}
+
 /// For one instance at a time, without a server.
 pub(crate) fn runtime(options: &GuestSettings, compiler: Compiler) -> Result<Arc<Runtime>> {
     let limits = Limits {

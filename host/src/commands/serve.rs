@@ -31,7 +31,7 @@ use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::commands::guest::read_or_greeter;
+use crate::commands::guest::{cannot_serve, read_or_greeter};
 use crate::commands::listen::listen;
 
 pub(crate) fn run(settings: Settings, activated: Vec<Activated>) -> Result<ExitCode> {
@@ -119,10 +119,7 @@ fn start(
     let environment = settings.guest_settings.environment.clone();
     let runtime = Runtime::new(host, name, environment, limits);
     let passed = trial::run(&runtime, &guest.bytes, &|| true);
-    let passed = passed.with_context(|| match &settings.guest {
-        None => "cannot serve the built-in greeter".to_owned(),
-        Some(path) => format!("cannot serve `{}`", path.display()),
-    })?;
+    let passed = passed.with_context(|| cannot_serve(settings.guest.as_deref()))?;
     let versions = Versions::new(passed, guest.digest);
     let (recordings, disk) = match settings.record.clone() {
         None => (None, None),

@@ -16,17 +16,15 @@ use airlock::talk::{play, transcript};
 use anyhow::{Context, Result, bail};
 use similar::TextDiff;
 
-use crate::commands::guest::{read_or_greeter, runtime};
+use crate::commands::guest::{cannot_serve, read_or_greeter, runtime};
 
 /// The exit status is 0 when the guest answered as every conversation has it.
 pub(crate) fn run(options: &Test) -> Result<ExitCode> {
-    let file = read_or_greeter(options.guest.as_deref())?;
+    let guest = options.guest.as_deref();
+    let file = read_or_greeter(guest)?;
     let runtime = runtime(&options.settings, Compiler::this_program(false))?;
-    let sandbox =
-        Sandbox::new(&runtime, &file.bytes, &|| true).with_context(|| match &options.guest {
-            None => "cannot serve the built-in greeter".to_owned(),
-            Some(file) => format!("cannot serve `{}`", file.display()),
-        })?;
+    let sandbox = Sandbox::new(&runtime, &file.bytes, &|| true);
+    let sandbox = sandbox.with_context(|| cannot_serve(guest))?;
     let mut failed = 0;
     for script in &options.scripts {
         let name = script.display();

@@ -71,12 +71,12 @@ pub const CONFIG_BYTES: u64 = 1024 * 1024;
 /// Bytes of one recorded conversation; the rest of it is not recorded.
 pub const RECORDING_BYTES: u64 = 1024 * 1024;
 
-/// Bytes of all conversations of a service that one process records, each counted as 4 KiB at least. Protects
-/// the disk.
+/// Bytes of all conversations of a service that one process records, each counted as 4 KiB at least.
+/// Protects the disk.
 pub const ALL_RECORDINGS_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Bytes of recorded conversations of a service that wait for the disk: a second of a busy server. What does not
-/// fit ends its recording. Protects clients, and the server's memory, from a slow disk.
+/// Bytes of recorded conversations of a service that wait for the disk: a second of a busy server. What
+/// does not fit ends its recording. Protects clients, and the server's memory, from a slow disk.
 pub const RECORDING_QUEUE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// How long the end of the server waits for the disk to take the rest of the recordings.

@@ -148,13 +148,17 @@ mod tests {
     use super::*;
     use crate::settings::file::Reading;
 
-    fn bounds(connections: usize, file: &str) -> Result<(Process, Vec<Limits>), String> {
+    fn settings(file: &str) -> Settings {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("airlock.toml");
         std::fs::write(&path, file).expect("it is written");
         let reading = Reading::new(&path).expect("it is read");
         assert!(reading.faults.is_empty(), "{:?}", reading.faults);
-        reading.settings.bounds(Capacity {
+        reading.settings
+    }
+
+    fn bounds(connections: usize, file: &str) -> Result<(Process, Vec<Limits>), String> {
+        settings(file).bounds(Capacity {
             connections,
             bound: "nothing",
             guest_memory_bytes: 4 << 30,
@@ -185,19 +189,11 @@ mod tests {
 
     #[test]
     fn seats_listeners_and_watched_guests_take_open_files() {
-        let own_files = |file: &str| {
-            let folder = tempfile::tempdir().expect("a folder");
-            let path = folder.path().join("airlock.toml");
-            std::fs::write(&path, file).expect("it is written");
-            let reading = Reading::new(&path).expect("it is read");
-            assert!(reading.faults.is_empty(), "{:?}", reading.faults);
-            reading.settings.own_files()
-        };
         let one = r#"
             [service.one]
             guest = "one.wasm"
             "#;
-        assert_eq!(own_files(one), 0);
+        assert_eq!(settings(one).own_files(), 0);
         let several = r#"
             threads = 16
             [service.one]
@@ -211,7 +207,7 @@ mod tests {
             guest = "three.wasm"
             no-watch = true
             "#;
-        assert_eq!(own_files(several), 15 * 3 + 3 * 3 + 3);
+        assert_eq!(settings(several).own_files(), 15 * 3 + 3 * 3 + 3);
     }
 
     #[test]

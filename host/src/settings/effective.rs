@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::path;
 
-use clap::parser::ValueSource;
 use clap::{ArgMatches, FromArgMatches};
 use toml::Value;
 
@@ -68,25 +67,17 @@ impl Sources<'_> {
         if is_shifted(key, options) {
             return "-v, -q".to_owned();
         }
-        let id = key.option.get_id().as_str();
-        let option = key.option_name();
-        match options.value_source(id) {
-            Some(ValueSource::CommandLine) => format!("--{option}"),
-            Some(ValueSource::EnvVariable) => {
-                let variable = key.option.get_env().unwrap_or_default();
-                variable.to_string_lossy().into_owned()
-            }
-            _ => {
-                if let (Form::Variables, Some(variable)) = (key.form(), self.variables) {
-                    return variable.to_owned();
-                }
-                let given = self.file.and_then(|file| {
-                    let given = values(file, key.table, service)?.get(option)?;
-                    Some(format!("{}:{}", file.path.display(), given.place.line))
-                });
-                given.unwrap_or_else(|| "default".to_owned())
-            }
+        if let Some(name) = key.given_by(options) {
+            return name;
         }
+        if let (Form::Variables, Some(variable)) = (key.form(), self.variables) {
+            return variable.to_owned();
+        }
+        let given = self.file.and_then(|file| {
+            let given = values(file, key.table, service)?.get(key.option_name())?;
+            Some(format!("{}:{}", file.path.display(), given.place.line))
+        });
+        given.unwrap_or_else(|| "default".to_owned())
     }
 }
 

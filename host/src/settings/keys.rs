@@ -1,6 +1,7 @@
 //! The keys of a file: the options of a server, each in the table where it belongs.
 
-use clap::{Arg, ArgAction, Args, Command};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command};
 
 use crate::settings::process::{LogSettings, ProcessLimits, ProcessSettings};
 use crate::settings::service::ServiceSettings;
@@ -98,6 +99,18 @@ impl Key {
     /// The name of its option, without dashes.
     pub fn option_name(&self) -> &str {
         self.option.get_long().unwrap_or_default()
+    }
+
+    /// The option or the variable that gives its value, if one does.
+    pub fn given_by(&self, options: &ArgMatches) -> Option<String> {
+        match options.value_source(self.option.get_id().as_str())? {
+            ValueSource::CommandLine => Some(format!("--{}", self.option_name())),
+            ValueSource::EnvVariable => {
+                let variable = self.option.get_env().unwrap_or_default();
+                Some(variable.to_string_lossy().into_owned())
+            }
+            _ => None,
+        }
     }
 
     /// How its value is written.

@@ -39,8 +39,8 @@ impl Entrance {
     }
 
     /// Lets clients in at a door, for the thread that holds the seat of this number and where there are
-    /// so many `threads`. Those for this seat are in its inbox then: thousands may come at once, and would not
-    /// all have room in the kernel's queue for as long as their guests take to greet.
+    /// so many `threads`. Those for this seat are in its inbox then: thousands may come at once, and
+    /// would not all have room in the kernel's queue for as long as their guests take to greet.
     ///
     /// # Errors
     /// The listener is broken.
