@@ -18,6 +18,26 @@ pub(crate) fn component_for_many_lines(functions: &str) -> Vec<u8> {
     component_of("batch-server", 1, "", &format!("{functions} {export}"))
 }
 
+/// A component that subscribes to a topic in its greeting, and publishes there for each line. The text has
+/// `hear` for what it is told then.
+pub(crate) fn component_that_hears(functions: &str) -> Vec<u8> {
+    let imports = r#"
+        (import "airlock:line/topics@0.1.0" "subscribe" (func $subscribe (param i32 i32 i32)))
+        (import "airlock:line/topics@0.1.0" "publish" (func $publish (param i32 i32 i32 i32 i32)))"#;
+    let functions = format!(
+        r#"{functions}
+        (data (i32.const 512) "topic")
+        (func $greeting (result i32)
+            (call $subscribe (i32.const 512) (i32.const 5) (i32.const 640))
+            i32.const 0)
+        (func $handle (param i32 i32) (result i32)
+            (call $publish (i32.const 512) (i32.const 5) (i32.const 512) (i32.const 5) (i32.const 640))
+            i32.const 0)
+        (export "airlock:line/subscriber@0.1.0#on-messages" (func $hear))"#
+    );
+    component_of("topic-server", 1, imports, &functions)
+}
+
 /// The part of WASI that components made here import, and resources of their own.
 const IMPORTING: &str = r#"
     package airlock:test;

@@ -29,7 +29,7 @@ fn what_is_named_for_its_features_alone_is_still_needed() {
     for name in ["Cargo.toml", "Cargo.lock"] {
         fs::copy(root.join(name), copy.join(name)).unwrap();
     }
-    for name in ["bench", "guest", "tests"] {
+    for name in ["bench", "examples", "guest", "tests"] {
         symlink(root.join(name), copy.join(name)).unwrap();
     }
     fs::create_dir(copy.join("host")).unwrap();

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::{Client, Server, build_guests, root};
+use airlock::settings::address::Address;
 
 #[test]
 fn two_connections_never_see_each_others_state() {
@@ -29,18 +30,41 @@ fn a_guest_knows_its_connection() {
     assert_eq!(first.ask("id"), "1");
     assert_eq!(second.ask("id"), "2");
     for client in [&mut first, &mut second] {
-        let here = client.stream.local_addr().unwrap().to_string();
+        let here = client.address();
         assert_eq!(client.ask("peer"), here);
         assert_eq!(client.ask("local"), server.address.to_string());
     }
 }
 
 #[test]
+fn a_guest_knows_that_plain_text_is_not_encrypted_and_from_nobody() {
+    let server = Server::with_guest("counter", &[]);
+    let mut client = server.connect();
+    assert_eq!(client.ask("encrypted"), "false");
+    assert_eq!(client.ask("identity"), "nobody");
+}
+
+/// They were built before anything was added to the contract, and are kept as they were.
+#[test]
+fn guests_of_the_first_release_are_served() {
+    let built = |name| format!("{}/tests/guests/built/{name}-0.1.wasm", root().display());
+    let server = Server::start(&["--guest", &built("greeter")]);
+    let mut client = server.greeted();
+    assert_eq!(client.ask("Ada"), "Hello, Ada!");
+    let server = Server::start(&["--guest", &built("counter")]);
+    let mut client = server.connect();
+    assert_eq!(client.ask("count"), "1");
+    assert_eq!(client.ask("local"), server.address.to_string());
+    let here = client.address();
+    assert_eq!(client.ask("peer"), here);
+}
+
+#[test]
 fn a_listener_on_all_interfaces_knows_which_one_was_reached() {
     let server = Server::with_guest("counter", &["--listen=[::]:0"]);
-    let port = server.address.port();
+    let port = server.tcp().port();
     for address in [format!("127.0.0.3:{port}"), format!("[::1]:{port}")] {
-        let mut client = Client::connect(address.parse().unwrap());
+        let mut client = Client::connect(address.parse::<Address>().unwrap());
         assert_eq!(client.ask("local"), address);
     }
 }
@@ -62,6 +86,7 @@ fn a_changed_guest_changes_behaviour_with_the_same_host() {
         "Cargo.toml",
         "Cargo.lock",
         "bench",
+        "examples",
         "guest",
         "host",
         "wit",

@@ -9,7 +9,7 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Ident, ItemMod, ItemUse, UseTree, VisRestricted};
 
 /// From the top down. Two on one floor do not use each other either.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 12] = [
     &["main"],
     &["commands"],
     &["cli"],
@@ -17,8 +17,10 @@ const FLOORS: [&[&str]; 10] = [
     &["serve"],
     &["versions"],
     &["sandbox"],
+    &["store", "topics"],
+    &["redis"],
     &["talk", "process"],
-    &["logging", "budget"],
+    &["logging", "budget", "rate", "pem"],
     &["limits"],
 ];
 

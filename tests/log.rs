@@ -1,6 +1,7 @@
 //! What an operator can see.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use crate::support::{AIRLOCK, Client, Server};
@@ -10,7 +11,7 @@ fn the_log_tells_of_waiting_accepting_and_closing() {
     let server = Server::start(&[]);
     server.logged(&["waiting for connections", &server.address.to_string()]);
     let mut client = server.greeted();
-    let peer = format!("peer={}", client.stream.local_addr().unwrap());
+    let peer = format!("peer={}", client.address());
     server.logged(&["INFO", "accepted", "connection=1", &peer]);
     client.send("Ada\nexit\n");
     client.rest();
@@ -142,7 +143,7 @@ fn a_log_that_nobody_reads_or_that_has_gone_stops_no_connection() {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        let address: SocketAddr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
         for n in 0..1000 {
             let mut client = Client::connect(address);
             client.hear();

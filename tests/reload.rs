@@ -161,7 +161,7 @@ fn a_half_written_file_is_never_served() {
 
 #[test]
 fn a_candidate_that_fails_any_step_is_refused_and_the_current_version_stays() {
-    let guest = Changing::start(&["--call-timeout=100ms"]);
+    let guest = Changing::start(&["--call-timeout=1s"]);
     let module = wat::parse_str("(module)").unwrap();
     let empty = wat::parse_str("(component)").unwrap();
     let asking = wat::parse_str("(component (import \"magic\" (func)))").unwrap();
@@ -180,7 +180,7 @@ fn a_candidate_that_fails_any_step_is_refused_and_the_current_version_stays() {
         ),
         (
             component(&greeting_by("(loop $l br $l)")),
-            "a call took longer than 100ms",
+            "a call took longer than 1s",
         ),
         (
             component_with_memory(1025, &doing("")),
@@ -231,7 +231,8 @@ fn the_built_in_greeter_survives_the_order_to_reload() {
 
 #[test]
 fn a_canary_gets_its_share_and_is_promoted_when_its_time_is_over() {
-    let guest = Changing::start(&["--canary=25:3s"]);
+    // Time enough for eight conversations.
+    let guest = Changing::start(&["--canary=25:10s"]);
     guest.replace(&howdy());
     guest
         .server

@@ -1,7 +1,7 @@
 //! Several services in one server, and the walls between them.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,15 +16,16 @@ use airlock::process::shutdown::Shutdown;
 use airlock::process::takeover::{Predecessor, TakeoverSocket};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
-use airlock::sandbox::runtime::Runtime;
+use airlock::sandbox::runtime::{Grants, Runtime};
 use airlock::serve::admission::Door;
+use airlock::serve::listener::{self, TcpOptions};
 use airlock::serve::scheduling::Scheduling;
-use airlock::serve::server::{self, Drained, Manner};
+use airlock::serve::server::{self, Drained, Manner, Offer};
 use airlock::serve::service::Service;
 use airlock::talk::framing::Framing;
 use airlock::versions::assignment::Versions;
 use airlock::versions::guest_file::{Fingerprint, GuestFile};
-use airlock::versions::reload::{Policy, Reload};
+use airlock::versions::reload::{Known, Policy, Reload};
 use airlock::versions::trial;
 use tempfile::TempDir;
 
@@ -79,6 +80,7 @@ impl Server {
     fn start_at<const N: usize>(process: Process, plans: [Plan; N], path: Option<&Path>) -> Server {
         let process = Process {
             services: N,
+            trials: N,
             ..process
         };
         let folder = tempfile::tempdir().unwrap();
@@ -97,7 +99,11 @@ impl Server {
             fs::write(file, &plan.component).unwrap();
             let seen = Fingerprint::of(file);
             let component = GuestFile::read(file).unwrap();
-            let runtime = Runtime::new(&host, None, plan.environment, plan.limits);
+            let grants = Grants {
+                environment: plan.environment,
+                ..Grants::default()
+            };
+            let runtime = Runtime::new(&host, None, grants, plan.limits);
             let passed = trial::run(&runtime, &component.bytes, &|| true).unwrap();
             let versions = Versions::new(passed, component.digest);
             let service = Service::new(runtime, versions, Framing::Auto, None, &shutdown);
@@ -107,23 +113,26 @@ impl Server {
                 canary: None,
                 max_age: None,
             };
-            reloads.push(service.reload(policy, seen, &shutdown).unwrap());
+            let known = Known::of(seen);
+            reloads.push(service.reload(policy, known, &shutdown).unwrap());
             let listeners = (0..plan.doors).map(|_| match theirs.next() {
-                Some(listener) => listener.try_clone().unwrap(),
-                None => TcpListener::bind("127.0.0.1:0").unwrap(),
+                Some(listener) => Arc::clone(listener),
+                None => {
+                    let any = "127.0.0.1:0".parse().unwrap();
+                    Arc::new(listener::bind(any, &TcpOptions::default()).unwrap())
+                }
             });
             let listeners: Vec<_> = listeners.collect();
             let bound = listeners.iter().map(|one| one.local_addr().unwrap());
-            addresses.push(bound.collect());
+            addresses.push(bound.map(|bound| bound.as_socket().unwrap()).collect());
             for listener in listeners {
-                all.push(listener.try_clone().unwrap());
-                doors.push(Door::new(listener, Arc::clone(&service)).unwrap());
+                all.push(Arc::clone(&listener));
+                doors.push(Door::new(listener, Arc::clone(&service), None, None).unwrap());
             }
         }
         assert!(theirs.next().is_none());
-        let all: Vec<_> = all.iter().collect();
         let takeover =
-            path.map(|path| TakeoverSocket::prepare(path, &all, before, shutdown.clone()).unwrap());
+            path.map(|path| TakeoverSocket::prepare(path, all, before, shutdown.clone()).unwrap());
         let manner = Manner {
             scheduling: match Mode::tested() {
                 Mode::PerConnection => Scheduling::PerConnection,
@@ -131,9 +140,11 @@ impl Server {
             },
             watchdog_pause: None,
         };
+        let offer = Offer::new().unwrap();
+        offer.change(doors, Vec::new());
         let ends = shutdown.clone();
         let thread =
-            thread::spawn(move || server::run(doors, takeover, &host, manner, &ends).unwrap());
+            thread::spawn(move || server::run(&offer, takeover, &host, manner, &ends).unwrap());
         Server {
             addresses,
             files,
@@ -265,7 +276,7 @@ fn a_guest_begins_with_no_more_memory_than_its_service_has() {
     let host = Host::new(process(10), Compiler::new(AIRLOCK, false)).unwrap();
     let mut limits = Limits::new(10);
     let refused = |limits| {
-        let runtime = Runtime::new(&host, None, Vec::new(), limits);
+        let runtime = Runtime::new(&host, None, Grants::default(), limits);
         trial::run(&runtime, &guest, &|| true).err()
     };
     assert!(refused(limits).is_none());
@@ -470,7 +481,7 @@ fn the_services_of_a_file_are_served_and_the_log_names_them() {
         };
         assert_eq!(client.hear(), greeting);
         assert_eq!(client.ask("Ada"), answer);
-        let peer = client.stream.local_addr().unwrap().to_string();
+        let peer = client.address();
         server.logged(&["accepted", &service, &peer]);
         open.push((name.as_str(), *address, client));
     }

@@ -146,8 +146,9 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[service.a]\nlisten = []\n",
-        "2:10: `listen`: want at least one: an address with its port, like \"127.0.0.1:9999\" or \
-         \"[::1]:9999\"",
+        "2:10: `listen`: want at least one: an address like \"127.0.0.1:9999\", \"[::1]:9999\" or \
+         \"unix:///run/airlock.sock\", with parameters as in \
+         \"unix:///run/airlock.sock?mode=0660\"",
     ),
     (
         "[service.a]\nlisten = [\"127.0.0.1:1\", \"::1:2\"]\n",
@@ -189,6 +190,97 @@ const WRONG: &[(&str, &str)] = &[
     (
         "[service.a]\nlisten = \"127.0.0.1:7\"\n[service.b]\nlisten = \"127.0.0.1:7\"\n",
         "4:1: `listen`: 127.0.0.1:7 is taken by [service.a]",
+    ),
+    (
+        "[service.a]\nlisten = \"unix:/run/a\"\n[[service.b.door]]\naddress = \"unix:///run/a\"\n",
+        "3:1: `listen`: unix:/run/a is taken by [service.a]",
+    ),
+    (
+        "[service.a]\nlisten = \"tcps://127.0.0.1:7\"\n",
+        "2:10: `listen`: unknown scheme `tcps://`: did you mean `tcp://`?",
+    ),
+    (
+        "[service.a]\nlisten = \"127.0.0.1:7?mode=0660\"\n",
+        "2:10: `listen`: `mode`: is for unix://, not for tcp://",
+    ),
+    (
+        "[service.a]\ndoor = \"127.0.0.1:7\"\n",
+        "2:8: want tables [[service.a.door]], not a text",
+    ),
+    (
+        "[service.a]\ndoor = [3]\n",
+        "2:9: want tables [[service.a.door]], not a whole number",
+    ),
+    (
+        "[[service.a.door]]\nmode = \"0660\"\n",
+        "1:1: the door has no `address`",
+    ),
+    (
+        "[service.a]\nstore = \"memory:\"\n",
+        "2:9: `store`: want a table { NAME = \"URL\" }, not a text",
+    ),
+    (
+        "[service.a]\nstore = { a = \"etcd:\" }\n",
+        "2:15: want memory:, a file, like file:/var/lib/airlock/book.redb, or a Redis, like \
+         redis://127.0.0.1:6379",
+    ),
+    (
+        "[service.a.store]\n\"a b\" = \"memory:\"\n",
+        "2:1: `a b` is not a store's name: want at most 64 letters, digits, `-` and `_`",
+    ),
+    (
+        "[service.a.store]\na = 3\n",
+        "2:5: want a text, or a table [service.a.store.a], not a whole number",
+    ),
+    (
+        "[service.a.store.a]\nquota = \"2MiB\"\n",
+        "1:18: the store has no `url`",
+    ),
+    (
+        "[service.a.store.a]\nurl = \"memory:\"\ndurability = \"commit\"\n",
+        "3:1: `durability`: is for file:, not for memory:",
+    ),
+    (
+        "[service.a.store.a]\nurl = \"memory:\"\nquoat = \"2MiB\"\n",
+        "3:1: unknown key `quoat`: did you mean `quota`?",
+    ),
+    (
+        "[service.a.store]\na = \"file:/a\"\nb = \"file:/a?quota=2MiB\"\n",
+        "1:12: `b` is the same file as `a`: want the same durability and quota",
+    ),
+    (
+        "[service.a]\nlisten = \"127.0.0.1:7\"\nstore = { a = \"file:/a\" }\n\
+         [service.b]\nstore = { b = \"file:/a?quota=2MiB\" }\n",
+        "5:1: `store`: `b` is the same file as one of [service.a]: want the same durability and quota",
+    ),
+    (
+        "takeover = \"/tmp/t\"\n[service.a.store]\na = \"file:/a\"\n",
+        "2:12: `takeover` cannot hand over the store `a`, since two processes cannot have its file \
+         open: stop the old one first, or keep the listener with systemd",
+    ),
+    (
+        "[[service.a.door]]\naddress = \"unix:/run/a\"\nmod = \"0660\"\n",
+        "3:1: unknown key `mod`: did you mean `mode`?",
+    ),
+    (
+        "[[service.a.door]]\naddress = \"unix:/run/a\"\nmode = \"rw\"\n",
+        "3:8: `mode`: want a mode like 0660, not `rw`",
+    ),
+    (
+        "[[service.a.door]]\naddress = \"unix:/run/a\"\nnodelay = true\n",
+        "3:1: `nodelay`: is for tcp://, tls://, ws://, wss://, not for unix://",
+    ),
+    (
+        "[[service.a.door]]\naddress = \"unix:/run/a?mode=0660\"\n",
+        "2:11: `address`: an address has no parameters here: `mode=0660`",
+    ),
+    (
+        "[[service.a.door]]\naddress = \"127.0.0.1:7\"\nv6only = true\n",
+        "3:1: `v6only`: 127.0.0.1:7 is an address of IPv4",
+    ),
+    (
+        "[service.a]\nmode = \"0660\"\n",
+        "2:1: `mode` does not stand here: want `mode` in [[service.NAME.door]]",
     ),
     (
         "[service.a]\n[service.b]\n",
@@ -485,6 +577,25 @@ fn what_config_prints_sets_the_same() {
     assert_eq!(of(&again).as_str(), odd.strip_prefix("A="));
 }
 
+#[test]
+fn stores_of_tables_are_stores_of_options() {
+    let file = "[service.a.store.f]\nurl = \"file:/a b.redb\"\nprefix = \"p\"\nquota = 2097152\n\
+         [service.a.store]\nm = \"memory:\"\n";
+    let shown = config(&Folder::with(file), &[]);
+    let of = |shown: &str| -> toml::Value {
+        let table: toml::Table = shown.parse().unwrap();
+        table["service"]["a"]["store"].clone()
+    };
+    let stores = of(&shown);
+    assert_eq!(stores["m"].as_str(), Some("memory:"));
+    let f = "file:/a b.redb?prefix=p&quota=2097152";
+    assert_eq!(stores["f"].as_str(), Some(f));
+    assert_eq!(of(&config(&Folder::with(&shown), &[])), stores);
+    let option = format!("--store=f={f},m=memory:");
+    let again = config(&Folder::with("[service.a]\n"), &[&option]);
+    assert_eq!(of(&again), stores);
+}
+
 /// The files of the pages and of `deploy/`.
 fn examples() -> Vec<PathBuf> {
     let file = root().join("deploy/airlock.toml");
@@ -497,7 +608,9 @@ fn the_schema_accepts_right_files_and_refuses_wrong_ones() {
     let schema = run(Command::new(AIRLOCK).args(["config", "--schema"]), b"");
     let schema: Value = serde_json::from_slice(&schema.stdout).unwrap();
     // Every key is in it.
-    let whole = "threads = 2\n[log]\nformat = \"json\"\n[service.a]\n";
+    let whole = "threads = 2\n[log]\nformat = \"json\"\n[service.a]\n\
+         [service.a.store]\nm = \"memory:?quota=2MiB\"\n\
+         [service.a.store.f]\nurl = \"file:/a\"\nquota = 2097152\nprefix = \"p\"\n";
     let all = config(
         &Folder::with(whole),
         &["--env=A=b", "--listen=127.0.0.1:1", "-q"],
@@ -517,6 +630,14 @@ fn the_schema_accepts_right_files_and_refuses_wrong_ones() {
         "has no room",
         "has to be at least",
         "is taken by",
+        // Which parameters a scheme has.
+        "is for unix://",
+        "is for tcp://",
+        "is for file:",
+        "is the same file as",
+        "cannot hand over",
+        "has no parameters here",
+        "is an address of IPv4",
     ];
     let wrong = WRONG
         .iter()
@@ -587,9 +708,10 @@ fn row(key: &Key) -> String {
         Form::One(written) => written.what,
         Form::Many(written) => format!("{}; or a list", written.what),
         Form::Variables => "a table `{ NAME = \"VALUE\" }`".to_owned(),
+        Form::Stores(_) => "a table `{ NAME = \"URL\" }`, or of tables".to_owned(),
     };
     let default = match key.form() {
-        Form::Flag => Some("false".to_owned()),
+        Form::Flag => key.default().or(Some("false".to_owned())),
         _ => key.default(),
     };
     let default = default.unwrap_or_default();
@@ -598,6 +720,46 @@ fn row(key: &Key) -> String {
         help.push_str(&format!(". {reason}"));
     }
     format!("| `{}` | {value} | {default} | {help} |\n", key.name)
+}
+
+#[test]
+fn doors_of_tables_are_doors_of_listen() {
+    let folder = Folder::with(
+        r#"
+        [[service.a.door]]
+        address = "[::1]:7001"
+        v6only = true
+        backlog = 7
+
+        [[service.a.door]]
+        address = "unix:///run/a b.sock"
+        mode = "0660"
+
+        [service.a]
+        listen = ["127.0.0.1:7001", "unix:/run/b?mode=0600"]
+        "#,
+    );
+    let effective = config(&folder, &[]);
+    let line = effective.lines().find(|line| line.starts_with("listen = "));
+    assert_eq!(
+        line,
+        Some(
+            "listen = [\"[::1]:7001?backlog=7&v6only=true\", \
+             \"unix:///run/a b.sock?mode=0660\", \"127.0.0.1:7001\", \
+             \"unix:/run/b?mode=0600\"] # airlock.toml:2"
+        )
+    );
+    // Which is a file again.
+    let again = Folder::with(&effective);
+    let effective = config(&again, &[]);
+    assert!(
+        effective.contains("[::1]:7001?backlog=7&v6only=true"),
+        "{effective}"
+    );
+    // And an option wins over all of them.
+    let effective = config(&folder, &["--listen=127.0.0.1:7,unix:/run/c"]);
+    let listen = "listen = [\"127.0.0.1:7\", \"unix:/run/c\"] # --listen";
+    assert!(effective.contains(listen), "{effective}");
 }
 
 #[test]

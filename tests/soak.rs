@@ -8,11 +8,15 @@
 #![expect(clippy::print_stderr, reason = "it reports what it measured")]
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
+mod authority;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod bombs;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod components;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod tls_client;
 
 #[path = "soak/compiling.rs"]
 mod compiling;
@@ -50,7 +54,7 @@ fn nothing_is_left_of_a_long_siege() {
     let server = Server::with_guest("hostile", &options);
     let quiet = warm_up(&server, Duration::from_secs(seconds.clamp(5, 60)));
     let before = (server.descriptors(), server.resident_kib());
-    let (conversations, attacks) = besiege(server.address, Duration::from_secs(seconds));
+    let (conversations, attacks) = besiege(server.tcp(), Duration::from_secs(seconds));
     threads_have_ended(&server);
     let after = (server.descriptors(), server.resident_kib());
     eprintln!(
@@ -67,7 +71,7 @@ fn nothing_is_left_of_a_long_siege() {
 fn warm_up(server: &Server, siege: Duration) -> u64 {
     let mut resident_kib = 0;
     for _ in 0..10 {
-        besiege(server.address, siege);
+        besiege(server.tcp(), siege);
         let threads = threads_have_ended(server);
         let now_kib = server.resident_kib();
         if now_kib <= resident_kib + resident_kib / 50 {

@@ -1,21 +1,30 @@
 //! A server and its clients, as the tests use them. Every wait here is bounded.
 
+pub(crate) mod place;
+mod relay;
+
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use airlock::settings::address::{Address, Scheme};
+use airlock::talk::client::Endpoint;
 use procfs_core::FromRead;
 use procfs_core::process::Stat;
 use rustix::param::clock_ticks_per_second;
+use socket2::{Socket, Type};
 use tempfile::TempDir;
 
+use place::{Place, tested_door};
+use relay::Progress;
+
 /// Far longer than anything takes, so that only what hangs fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const AIRLOCK: &str = env!("CARGO_BIN_EXE_airlock");
 pub(crate) const CLIENT: &str = env!("CARGO_BIN_EXE_client");
@@ -65,12 +74,15 @@ impl Mode {
 /// A running server. Dropping it ends it; when a test fails its log is shown.
 pub(crate) struct Server {
     child: Child,
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
+    /// Where it listens besides, if it does.
+    port: Option<SocketAddr>,
     log: Log,
+    place: Place,
 }
 
 impl Server {
-    /// Starts the default server with these options, on a free port.
+    /// Starts the default server with these options, at the door that is tested.
     pub(crate) fn start(options: &[&str]) -> Server {
         Server::start_command(Command::new(AIRLOCK).args(options))
     }
@@ -89,8 +101,17 @@ impl Server {
     /// Starts a server by a command that may have an environment, or be a wrapper around it. An
     /// address that it names has to have port 0.
     pub(crate) fn start_command(command: &mut Command) -> Server {
-        let command = command.env("AIRLOCK_LISTEN", "127.0.0.1:0");
-        let (mut child, log) = spawn(command);
+        let mut options = command.get_args().filter_map(|option| option.to_str());
+        assert!(
+            tested_door() == Scheme::Tcp || !options.any(|option| option.starts_with("--listen")),
+            "a test with a door of its own is the same at all others: leave it out in every_door.rs"
+        );
+        Server::start_at(&Place::new(), command)
+    }
+
+    /// The same at this place, if the command names no other.
+    pub(crate) fn start_at(place: &Place, command: &mut Command) -> Server {
+        let (mut child, log) = spawn(command.env("AIRLOCK_LISTEN", &place.listen));
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
@@ -98,55 +119,113 @@ impl Server {
         let address = line
             .trim()
             .strip_prefix("listening on ")
-            .and_then(|address| address.parse().ok());
-        let Some(address) = address else {
+            .and_then(|address| address.parse::<SocketAddr>().ok());
+        let Some(port) = address else {
             panic!("no server, but {:?} and {:?}", line, log.wait_for_end());
         };
         Server {
             child,
-            address,
+            address: place.address(port),
+            port: Some(port),
             log,
+            place: place.clone(),
         }
     }
 
-    /// Starts a server on an address that another one has already.
+    /// Starts a server at a port that another one has already.
     pub(crate) fn start_beside(other: &Server, options: &[&str]) -> Server {
-        let address = other.address;
-        let listen = format!("--listen={address}");
-        let (child, log) = spawn(Command::new(AIRLOCK).arg(listen).args(options));
+        let mut command = Command::new(AIRLOCK);
+        let listen = other
+            .place
+            .listen
+            .replace("127.0.0.1:0", &other.tcp().to_string());
+        let (child, log) = spawn(command.env("AIRLOCK_LISTEN", listen).args(options));
         log.wait_for(&["waiting for connections"]);
         Server {
             child,
-            address,
+            address: other.address.clone(),
+            port: other.port,
             log,
+            place: other.place.clone(),
         }
     }
 
     /// Serves what a file describes, whose addresses all have port 0. Returns them too, in its order,
-    /// with the services that they belong to.
+    /// with the services that they belong to, if there are several.
     pub(crate) fn of_file(file: &Path, count: usize) -> (Server, Vec<(String, SocketAddr)>) {
-        let (mut child, log) = spawn(Command::new(AIRLOCK).arg("--config").arg(file));
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let lines = lines.take(count).map(Result::unwrap);
-        let addresses: Vec<_> = lines
-            .map(|line| {
-                let (name, address) = line.split_once(": listening on ").unwrap();
-                (name.to_owned(), address.parse().unwrap())
-            })
-            .collect();
-        let Some(&(_, address)) = addresses.first() else {
-            panic!("no server, but {:?}", log.wait_for_end());
-        };
-        let server = Server {
+        Server::of_file_by(Command::new(AIRLOCK).arg("--config").arg(file), count)
+    }
+
+    /// The same by a command that may have an environment.
+    pub(crate) fn of_file_by(
+        command: &mut Command,
+        count: usize,
+    ) -> (Server, Vec<(String, SocketAddr)>) {
+        let (mut child, log) = spawn(command);
+        let stdout = child.stdout.take().unwrap();
+        // From here on it ends with the test, whatever becomes of that.
+        let mut server = Server {
             child,
-            address,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into(),
+            port: None,
             log,
+            place: Place::new(),
         };
+        let lines = BufReader::new(stdout).lines().take(count);
+        let addresses = lines.map(|line| {
+            let line = line.unwrap();
+            let (name, address) = line.split_once("listening on ").unwrap();
+            (
+                name.trim_end_matches(": ").to_owned(),
+                address.parse().unwrap(),
+            )
+        });
+        let addresses: Vec<(_, SocketAddr)> = addresses.collect();
+        match addresses.first() {
+            Some(&(_, address)) => server.address = address.into(),
+            None => panic!("no server, but {:?}", server.whole_log()),
+        }
         (server, addresses)
     }
 
     pub(crate) fn connect(&self) -> Client {
-        Client::connect(self.address)
+        Client::connect(self.address.clone())
+    }
+
+    /// The client binary, which is told of the server.
+    pub(crate) fn client(&self) -> Command {
+        let mut client = Command::new(CLIENT);
+        client.args(self.place.client_options(&self.address));
+        client
+    }
+
+    /// What a client hears that is turned away with these words.
+    pub(crate) fn refusal(&self, words: &'static str) -> &'static str {
+        match self.address.scheme.is_encrypted() {
+            // Before its handshake there are only alerts.
+            true => "",
+            false => words,
+        }
+    }
+
+    /// Whether nobody listens there.
+    pub(crate) fn is_closed(&self) -> bool {
+        match connected(&self.address, |_| ()) {
+            Ok(_) => false,
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ),
+        }
+    }
+
+    /// Its address and port.
+    pub(crate) fn tcp(&self) -> SocketAddr {
+        match (self.port, &self.address.endpoint) {
+            (Some(port), _) => port,
+            (None, Endpoint::Ip(address)) => *address,
+            (None, Endpoint::Unix(_)) => panic!("this server has no port"),
+        }
     }
 
     /// Connects and takes the default greeting.
@@ -203,6 +282,7 @@ impl Server {
     pub(crate) fn send_at_once(&self, client: &mut Client, bytes: impl AsRef<[u8]>) {
         self.pause();
         client.send(bytes);
+        client.wait_until_passed();
         self.signal("CONT");
     }
 
@@ -345,24 +425,97 @@ impl Log {
     }
 }
 
-/// A client that sends exactly what it is told and knows what it has heard.
+/// A connection's socket, which `prepare` has before it is connected.
+fn connected(address: &Address, prepare: impl Fn(&Socket)) -> io::Result<Socket> {
+    let server = address.socket_address().unwrap();
+    let stream = Socket::new(server.domain(), Type::STREAM, None)?;
+    prepare(&stream);
+    if address.endpoint.ip().is_some() {
+        stream.connect_timeout(&server, PATIENCE)?;
+        stream.set_tcp_nodelay(true)?;
+    } else {
+        // Until there is room in the queue, as long as a write may take (unix(7)).
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.connect(&server)?;
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// A client that sends exactly what it is told and knows what it has heard. What is lines for it may
+/// be messages of WebSocket, or records of TLS, for the server.
 pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
-    reader: BufReader<TcpStream>,
+    pub(crate) stream: Socket,
+    reader: BufReader<Socket>,
+    address: Endpoint,
+    sent_bytes: u64,
+    /// Of what is between it and the server.
+    relay: Option<Progress>,
 }
 
 impl Client {
-    pub(crate) fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
-        stream.set_nodelay(true).unwrap();
+    pub(crate) fn connect(address: impl Into<Address>) -> Client {
+        Client::connect_prepared(address, |_| ())
+    }
+
+    /// Connects a socket that is prepared for that.
+    pub(crate) fn connect_prepared(
+        address: impl Into<Address>,
+        prepare: impl Fn(&Socket),
+    ) -> Client {
+        let address = address.into();
+        match address.scheme {
+            Scheme::Tcp | Scheme::Unix => Client::of(connected(&address, prepare).unwrap()),
+            Scheme::Tls | Scheme::Ws | Scheme::Wss => {
+                let (stream, here, relay) = relay::begin(&address, prepare);
+                Client {
+                    address: here,
+                    relay: Some(relay),
+                    ..Client::of(stream)
+                }
+            }
+        }
+    }
+
+    /// Of a connection.
+    pub(crate) fn of(stream: Socket) -> Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let reader = BufReader::new(stream.try_clone().unwrap());
-        Client { stream, reader }
+        Client {
+            address: Endpoint::from(&stream.local_addr().unwrap()),
+            stream,
+            reader,
+            sent_bytes: 0,
+            relay: None,
+        }
+    }
+
+    /// Where it is, as the server sees it.
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Breaks the connection, as soon as there is one.
+    pub(crate) fn reset(self) {
+        if let Some(relay) = &self.relay {
+            relay.wait_until_open();
+        }
+        relay::reset(&self.stream);
+    }
+
+    /// Waits until all that it has sent is on its way.
+    fn wait_until_passed(&self) {
+        if let Some(relay) = &self.relay {
+            relay.wait_until_passed(self.sent_bytes);
+        }
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
+        let bytes = bytes.as_ref();
+        self.stream.write_all(bytes).unwrap();
+        self.sent_bytes += bytes.len() as u64;
     }
 
     /// One line with its ending; empty at the end of input.
@@ -370,6 +523,13 @@ impl Client {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
         line
+    }
+
+    /// The same from a server that may be killed meanwhile: a whole line, or nothing.
+    pub(crate) fn try_hear(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let heard = self.reader.read_line(&mut line);
+        (heard.is_ok() && line.ends_with('\n')).then_some(line)
     }
 
     /// Sends a line and returns the answer without its ending.
@@ -520,11 +680,22 @@ pub(crate) fn installed(program: &str) -> bool {
     found
 }
 
-/// The component of a crate in `tests/guests`, built once.
+const GUESTS: [&str; 9] = [
+    "chat",
+    "counter",
+    "hostile",
+    "keeper",
+    "keeper-draft",
+    "keeper-older",
+    "guestbook",
+    "speaker",
+    "ticker",
+];
+
+/// The component of a crate in `tests/guests`, or of an example, built once.
 pub(crate) fn guest(name: &str) -> PathBuf {
-    static BUILT: LazyLock<PathBuf> =
-        LazyLock::new(|| build_guests(&root(), &["counter", "hostile"]));
-    BUILT.join(name).with_extension("wasm")
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_guests(&root(), &GUESTS));
+    BUILT.join(name.replace('-', "_")).with_extension("wasm")
 }
 
 /// Builds packages for WebAssembly as docs/guests.md does by hand, and returns where they are.

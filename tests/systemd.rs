@@ -5,20 +5,21 @@ use std::fs;
 use std::iter;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use airlock::settings::address::Address;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use tempfile::TempDir;
 
 use crate::components::howdy;
 use crate::support::{
-    AIRLOCK, CLIENT, Client, PATIENCE, Server, eventually, guest, installed, root, run, signal,
+    AIRLOCK, CLIENT, Client, PATIENCE, Server, eventually, guest, installed, put, root, run, signal,
 };
 
 /// The exposure that `systemd-analyze security` may find at most, in tenths.
@@ -75,7 +76,7 @@ fn the_service_is_exposed_to_next_to_nothing() {
 struct Activated(Mutex<Child>);
 
 impl Activated {
-    fn start(listener: &TcpListener) -> Activated {
+    fn start(listener: &impl AsFd) -> Activated {
         let mut shell = Command::new("sh");
         shell.args(["-c", &handing_over("3<&0 </dev/null", 1)]);
         Activated::spawn(shell.stdin(descriptor(listener)))
@@ -112,8 +113,8 @@ impl Drop for Activated {
     }
 }
 
-fn descriptor(listener: &TcpListener) -> OwnedFd {
-    OwnedFd::from(listener.try_clone().unwrap())
+fn descriptor(listener: &impl AsFd) -> OwnedFd {
+    listener.as_fd().try_clone_to_owned().unwrap()
 }
 
 /// A line of shell that becomes a server with these redirections, and says that they are `count`
@@ -136,6 +137,20 @@ fn a_socket_that_was_handed_over_is_served() {
     assert_eq!(client.ask("Ada"), "Hello, Ada!");
     server.end();
     assert_eq!(client.rest(), "error: server is shutting down\n");
+}
+
+#[test]
+fn a_unix_socket_that_was_handed_over_is_served_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("door.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = Activated::start(&listener);
+    let address = format!("unix:{}", path.display());
+    let mut client = Client::connect(address.parse::<Address>().unwrap());
+    assert_eq!(client.hear(), "Welcome!\n");
+    assert_eq!(client.ask("Ada"), "Hello, Ada!");
+    server.end();
+    assert!(path.exists(), "it is the service manager's");
 }
 
 #[test]
@@ -222,7 +237,7 @@ fn a_socket_that_cannot_be_served_is_refused() {
     for (redirections, words) in [
         (
             format!("3<>/dev/udp/127.0.0.1/{port}"),
-            "no listening TCP socket (fd 3",
+            "no listening socket of TCP or Unix (fd 3",
         ),
         (
             format!("3<>/dev/tcp/127.0.0.1/{port}"),
@@ -233,10 +248,7 @@ fn a_socket_that_cannot_be_served_is_refused() {
     ] {
         let line = refused(&redirections, 1);
         assert!(line.contains(words), "{redirections}: {line}");
-        assert!(
-            line.contains("ListenStream=ADDR:PORT and Accept=no"),
-            "{line}"
-        );
+        assert!(line.contains("ListenStream= and Accept=no"), "{line}");
     }
 }
 
@@ -249,6 +261,68 @@ fn all_sockets_that_were_handed_over_are_served() {
         assert_eq!(client.ask("Ada"), "Hello, Ada!");
     }
     server.end();
+}
+
+/// Where there are several services, the names of the sockets say whose they are.
+#[test]
+fn sockets_go_to_the_services_that_they_are_named_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, shout) = (
+        folder.path().join("airlock.toml"),
+        folder.path().join("shout.wasm"),
+    );
+    fs::write(&shout, howdy()).unwrap();
+    let text = |line: usize| {
+        format!(
+            r#"
+            [service.greeter]
+            max-line = {line}
+            [service.shout]
+            listen = "127.0.0.1:1"
+            guest = "shout.wasm"
+            "#
+        )
+    };
+    fs::write(&file, text(100)).unwrap();
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = [0, 1].map(|number: usize| listeners[number].local_addr().unwrap());
+    let start = |names: &str| {
+        let environment = format!(
+            "LISTEN_FDNAMES={names} AIRLOCK_CONFIG={} LISTEN_FDS",
+            file.display()
+        );
+        let redirections = "3<&0 4<&1 </dev/null >/dev/null";
+        let line = handing_over(redirections, 2).replace("LISTEN_FDS", &environment);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]);
+        shell
+            .stdin(descriptor(&listeners[0]))
+            .stdout(descriptor(&listeners[1]));
+        shell
+    };
+    let server = Activated::spawn(&mut start("shout:greeter"));
+    assert_eq!(greeted(addresses[0]).ask("Ada"), "Howdy, Ada!");
+    assert_eq!(greeted(addresses[1]).ask("Ada"), "Hello, Ada!");
+    // They stay where they are when the file changes, whatever it says.
+    put(&file, text(2).as_bytes());
+    eventually("the greeter takes shorter lines", || {
+        greeted(addresses[1]).ask("Ada") == "error: line is longer than 2 bytes"
+    });
+    assert_eq!(greeted(addresses[0]).ask("Ada"), "Howdy, Ada!");
+    server.end();
+    let mut unknown = start("shout:shot");
+    let output = unknown
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        line.contains("a socket for `shot`, which is no service"),
+        "{line}"
+    );
 }
 
 /// Two thousand million: a list of them takes seconds and gigabytes.
@@ -421,6 +495,50 @@ fn an_order_to_reload_is_answered_also_where_there_is_nothing_to_do() {
             notices.expect("READY=1");
         }
     }
+}
+
+/// Of all services, and of those whose settings have changed.
+#[test]
+fn a_reload_of_several_services_is_told_once_and_has_ended_then() {
+    let notices = Notices::listen();
+    let path = |name: &str| notices.folder.path().join(name);
+    let text = |line: usize| {
+        format!(
+            r#"
+            [service.one]
+            listen = "127.0.0.1:0"
+            guest = "one.wasm"
+            no-watch = true
+            [service.two]
+            listen = "127.0.0.1:0"
+            guest = "two.wasm"
+            no-watch = true
+            max-line = {line}
+            "#
+        )
+    };
+    let file = path("airlock.toml");
+    fs::write(&file, text(100)).unwrap();
+    for guest in ["one.wasm", "two.wasm"] {
+        fs::write(path(guest), airlock::GREETER).unwrap();
+    }
+    let mut command = notices.teller(&[]);
+    let (mut server, addresses) = Server::of_file_by(command.arg("--config").arg(&file), 2);
+    notices.expect("READY=1");
+    fs::write(path("one.wasm"), howdy()).unwrap();
+    // The server may see by itself that this has changed, which is no reload that was asked for.
+    put(&file, text(2).as_bytes());
+    server.signal("HUP");
+    notices.expect_reloading();
+    notices.expect("READY=1");
+    assert_eq!(greeted(addresses[0].1).ask("Ada"), "Howdy, Ada!");
+    assert_eq!(
+        greeted(addresses[1].1).ask("Ada"),
+        "error: line is longer than 2 bytes"
+    );
+    server.signal("TERM");
+    notices.expect("STOPPING=1");
+    assert_eq!(server.ended().code(), Some(0));
 }
 
 /// systemd has many others to listen to.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,17 +15,43 @@ use std::time::{Duration, Instant};
 
 use airlock::limits::process::TAKEOVER_TIME;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use socket2::Socket;
 use tempfile::TempDir;
 
-use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, run};
+use crate::support::place::Place;
+use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, run, signal};
 
 /// Where two processes meet: a folder for as long as the test lasts, the path in it, and the option
-/// that names it.
-fn meeting_place() -> (TempDir, PathBuf, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("airlock.sock");
-    let option = format!("--takeover={}", path.display());
-    (folder, path, option)
+/// that names it. Both are to listen at one place.
+struct Meeting {
+    folder: TempDir,
+    path: PathBuf,
+    option: String,
+    place: Place,
+}
+
+impl Meeting {
+    fn new() -> Meeting {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("airlock.sock");
+        let option = format!("--takeover={}", path.display());
+        Meeting {
+            folder,
+            path,
+            option,
+            place: Place::new(),
+        }
+    }
+
+    /// Starts a server that comes there.
+    fn start(&self) -> Server {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, options: &[&str]) -> Server {
+        let mut command = Command::new(AIRLOCK);
+        Server::start_at(&self.place, command.arg(&self.option).args(options))
+    }
 }
 
 /// What the two say to each other (`host/src/process/takeover.rs`).
@@ -61,27 +87,34 @@ impl Player {
     }
 }
 
-/// An old process, played by hand: it has a listener and waits at a path.
+/// An old process, played by hand: it has listeners and waits at a path.
 struct Old {
-    listener: TcpListener,
+    listeners: Vec<Socket>,
     door: UnixListener,
 }
 
 impl Old {
-    fn wait_at(path: &Path) -> Old {
+    fn wait_at(meeting: &Meeting) -> Old {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = meeting.place.unix_path();
+        let unix = unix.map(|path| UnixListener::bind(path).unwrap().into());
         Old {
-            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
-            door: UnixListener::bind(path).unwrap(),
+            listeners: [port.into()].into_iter().chain(unix).collect(),
+            door: UnixListener::bind(&meeting.path).unwrap(),
         }
     }
 
-    /// Hands the listener to whoever comes.
+    fn port(&self) -> SocketAddr {
+        self.listeners[0].local_addr().unwrap().as_socket().unwrap()
+    }
+
+    /// Hands the listeners to whoever comes.
     fn offer(&self) -> Player {
         let (stream, _) = self.door.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [self.listener.as_fd()];
+        let descriptors: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
         assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
         let word = [IoSlice::new(&[OFFER])];
         sendmsg(&stream, &word, &mut control, SendFlags::empty()).unwrap();
@@ -92,9 +125,11 @@ impl Old {
 #[test]
 fn nobody_is_refused_while_one_process_takes_over_from_another() {
     const PAUSE: Duration = Duration::from_millis(20);
-    let (_folder, path, option) = meeting_place();
-    let mut server = Server::start(&[&option]);
-    let address = server.address;
+    // On a slow machine they queue up.
+    let start = |meeting: &Meeting| meeting.start_with(&["--drain-timeout=1m"]);
+    let meeting = Meeting::new();
+    let mut server = start(&meeting);
+    let address = server.address.clone();
     let (stop, begun) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         // 50 a second, each on time, whatever became of the one before.
@@ -103,8 +138,8 @@ fn nobody_is_refused_while_one_process_takes_over_from_another() {
             let deadline = next + PATIENCE;
             while !stop.load(Ordering::Relaxed) && next < deadline {
                 begun.fetch_add(1, Ordering::Relaxed);
+                let mut client = Client::connect(address.clone());
                 scope.spawn(move || {
-                    let mut client = Client::connect(address);
                     assert_eq!(client.hear(), "Welcome!\n");
                     for name in ["Ada", "Grace"] {
                         assert_eq!(client.ask(name), format!("Hello, {name}!"));
@@ -120,26 +155,26 @@ fn nobody_is_refused_while_one_process_takes_over_from_another() {
             eventually("clients come and go", || {
                 begun.load(Ordering::Relaxed) > round * 25
             });
-            let next = Server::start(&[&option]);
+            let next = start(&meeting);
             assert_eq!(next.address, address);
             assert_eq!(server.ended().code(), Some(0));
             server = next;
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(path.exists(), "the next one can come");
+    assert!(meeting.path.exists(), "the next one can come");
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0));
-    assert!(!path.exists(), "nothing is left behind");
+    assert!(!meeting.path.exists(), "nothing is left behind");
 }
 
 #[test]
 fn open_connections_finish_on_the_old_process_and_are_then_told() {
-    let (_folder, _, option) = meeting_place();
-    let mut old = Server::start(&[&option, "--drain-timeout=1s"]);
+    let meeting = Meeting::new();
+    let mut old = meeting.start_with(&["--drain-timeout=3s"]);
     let mut talking = old.greeted();
     let mut idle = old.greeted();
-    let new = Server::start(&[&option]);
+    let new = meeting.start();
     old.logged(&["handed over"]);
     assert_eq!(talking.ask("Ada"), "Hello, Ada!");
     talking.send("exit\n");
@@ -169,11 +204,11 @@ const STEPS: [Step; 5] = [
 
 #[test]
 fn a_new_process_that_stops_or_dies_at_any_step_has_not_taken_over() {
-    let (_folder, path, option) = meeting_place();
-    let mut old = Server::start(&[&option]);
+    let meeting = Meeting::new();
+    let mut old = meeting.start();
     let serves = |server: &Server| assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
     let go = |step: Step| {
-        let mut new = Player::come(&path);
+        let mut new = Player::come(&meeting.path);
         if step >= Step::Offered {
             new.hear(OFFER);
         }
@@ -207,7 +242,7 @@ fn a_new_process_that_stops_or_dies_at_any_step_has_not_taken_over() {
         drop(go(Step::Offered));
         serves(&old);
     }
-    let new = Server::start(&[&option]);
+    let new = meeting.start();
     assert_eq!(old.ended().code(), Some(0));
     serves(&new);
 }
@@ -215,9 +250,9 @@ fn a_new_process_that_stops_or_dies_at_any_step_has_not_taken_over() {
 /// It would be old by the time one of the two is stopped, and the other goes on.
 #[test]
 fn an_answer_that_is_not_fresh_is_asked_for_again() {
-    let (_folder, path, option) = meeting_place();
-    let old = Server::start(&[&option]);
-    let mut new = Player::come(&path);
+    let meeting = Meeting::new();
+    let old = meeting.start();
+    let mut new = Player::come(&meeting.path);
     new.hear(OFFER);
     new.say(TAKE);
     new.hear(STILL);
@@ -236,11 +271,11 @@ fn an_answer_that_is_not_fresh_is_asked_for_again() {
 fn the_new_process_serves_when_the_old_one_stops_or_dies_at_any_step() {
     for step in &STEPS[1..] {
         for dies in [false, true] {
-            let (_folder, path, option) = meeting_place();
-            let old = Old::wait_at(&path);
-            let address = old.listener.local_addr().unwrap();
+            let meeting = Meeting::new();
+            let old = Old::wait_at(&meeting);
+            let port = old.port();
             let (new, old) = thread::scope(|scope| {
-                let new = scope.spawn(|| Server::start(&[&option]));
+                let new = scope.spawn(|| meeting.start());
                 let mut player = old.offer();
                 if *step >= Step::Taken {
                     player.hear(TAKE);
@@ -255,11 +290,11 @@ fn the_new_process_serves_when_the_old_one_stops_or_dies_at_any_step() {
                 let old = (!dies).then_some((player, old));
                 (new.join().unwrap(), old)
             });
-            assert_eq!(new.address, address, "{step:?}");
+            assert_eq!(new.tcp(), port, "{step:?}");
             assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!", "{step:?}");
             drop(old);
             new.logged(&["took the listeners over"]);
-            Player::come(&path).hear(OFFER);
+            Player::come(&meeting.path).hear(OFFER);
             assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!", "{step:?}");
         }
     }
@@ -267,10 +302,10 @@ fn the_new_process_serves_when_the_old_one_stops_or_dies_at_any_step() {
 
 #[test]
 fn an_old_process_that_has_not_waited_is_asked_again() {
-    let (_folder, path, option) = meeting_place();
-    let old = Old::wait_at(&path);
+    let meeting = Meeting::new();
+    let old = Old::wait_at(&meeting);
     thread::scope(|scope| {
-        let new = scope.spawn(|| Server::start(&[&option]));
+        let new = scope.spawn(|| meeting.start());
         drop(old.offer());
         let mut player = old.offer();
         player.hear(TAKE);
@@ -287,10 +322,10 @@ fn an_old_process_that_has_not_waited_is_asked_again() {
 
 #[test]
 fn a_new_process_that_is_told_to_end_leaves_the_old_one_in_its_place() {
-    let (_folder, path, option) = meeting_place();
-    let old = Old::wait_at(&path);
+    let meeting = Meeting::new();
+    let old = Old::wait_at(&meeting);
     thread::scope(|scope| {
-        let new = scope.spawn(|| Server::start(&[&option]));
+        let new = scope.spawn(|| meeting.start());
         let mut player = old.offer();
         player.hear(TAKE);
         let mut new = new.join().unwrap();
@@ -298,20 +333,42 @@ fn a_new_process_that_is_told_to_end_leaves_the_old_one_in_its_place() {
         assert_eq!(new.ended().code(), Some(0));
         player.hear_the_end();
     });
-    let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
+    let left: Vec<_> = fs::read_dir(meeting.folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
-    Player::come(&path);
+    Player::come(&meeting.path);
+}
+
+/// The socket is the old one's until the new one has taken it over.
+#[test]
+fn a_new_process_that_ends_leaves_the_unix_sockets_of_the_old_one() {
+    let meeting = Meeting::new();
+    let shared = meeting.folder.path().join("door.sock");
+    let old = Old {
+        listeners: vec![UnixListener::bind(&shared).unwrap().into()],
+        door: UnixListener::bind(&meeting.path).unwrap(),
+    };
+    let listen = format!("--listen=unix://{}", shared.display());
+    let mut command = Command::new(AIRLOCK);
+    let mut new = command.args([&listen, &meeting.option]).spawn().unwrap();
+    let mut player = old.offer();
+    player.hear(TAKE);
+    UnixStream::connect(&shared).unwrap();
+    signal(new.id(), "TERM");
+    assert_eq!(new.wait().unwrap().code(), Some(0));
+    player.hear_the_end();
+    assert!(shared.exists());
 }
 
 #[test]
 fn whoever_knocks_all_the_time_is_counted() {
-    let (_folder, path, option) = meeting_place();
-    let server = Server::start(&[&option]);
+    let meeting = Meeting::new();
+    let server = meeting.start();
     let began = Instant::now();
     for _ in 0..300 {
-        Player::come(&path).hear(OFFER);
+        Player::come(&meeting.path).hear(OFFER);
     }
-    Player::come(&path).hear(OFFER);
+    Player::come(&meeting.path).hear(OFFER);
+    server.logged(&["not handed over"]);
     let log = server.log();
     let lines = log.iter().filter(|line| line.contains("not handed over"));
     let lines: Vec<_> = lines.collect();
@@ -325,57 +382,62 @@ fn whoever_knocks_all_the_time_is_counted() {
 
 #[test]
 fn the_socket_is_its_users_alone_whatever_the_umask() {
-    let (_folder, path, option) = meeting_place();
+    let meeting = Meeting::new();
     let mut command = Command::new("sh");
-    command.args(["-c", r#"umask 000; exec "$0" "$@""#, AIRLOCK, &option]);
-    let _server = Server::start_command(&mut command);
-    let mode = fs::metadata(path).unwrap().permissions().mode();
+    command.args([
+        "-c",
+        r#"umask 000; exec "$0" "$@""#,
+        AIRLOCK,
+        &meeting.option,
+    ]);
+    let _server = Server::start_at(&meeting.place, &mut command);
+    let mode = fs::metadata(&meeting.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]
 fn whoever_asks_and_goes_away_takes_nothing() {
-    let (_folder, path, option) = meeting_place();
-    let server = Server::start(&[&option]);
-    let mut curious = UnixStream::connect(&path).unwrap();
+    let meeting = Meeting::new();
+    let server = meeting.start();
+    let mut curious = UnixStream::connect(&meeting.path).unwrap();
     curious.read_exact(&mut [0]).unwrap();
     drop(curious);
     server.logged(&["a process asked for the listener and left it"]);
     assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
     // And the next one that means it gets it.
-    let next = Server::start(&[&option]);
+    let next = meeting.start();
     server.logged(&["handed over"]);
     assert_eq!(next.greeted().ask("Ada"), "Hello, Ada!");
 }
 
 #[test]
 fn the_socket_of_a_process_that_was_killed_is_no_obstacle() {
-    let (_folder, path, option) = meeting_place();
-    let mut server = Server::start(&[&option]);
+    let meeting = Meeting::new();
+    let mut server = meeting.start();
     server.signal("KILL");
     server.ended();
-    assert!(path.exists());
-    let server = Server::start(&[&option]);
+    assert!(meeting.path.exists());
+    let server = meeting.start();
     assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
 }
 
 #[test]
 fn what_cannot_be_taken_over_is_said_in_one_line() {
-    let (_folder, path, option) = meeting_place();
+    let meeting = Meeting::new();
     let refusal = |listen: &str| {
-        let output = run(Command::new(AIRLOCK).args([listen, &option]), b"");
+        let output = run(Command::new(AIRLOCK).args([listen, &meeting.option]), b"");
         assert_eq!(output.status.code(), Some(1));
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         text
     };
-    fs::write(&path, "precious").unwrap();
+    fs::write(&meeting.path, "precious").unwrap();
     let line = refusal("--listen=127.0.0.1:0");
     assert!(line.contains("it is no socket"), "{line}");
-    assert_eq!(fs::read(&path).unwrap(), b"precious");
-    fs::remove_file(&path).unwrap();
+    assert_eq!(fs::read(&meeting.path).unwrap(), b"precious");
+    fs::remove_file(&meeting.path).unwrap();
 
-    let server = Server::start(&[&option]);
+    let server = meeting.start();
     let line = refusal("--listen=127.0.0.2:0");
     let words = format!(
         "listens on {} and this one is to listen on 127.0.0.2:0",
@@ -402,10 +464,10 @@ fn processes_that_share_a_port_all_serve() {
 
 #[test]
 fn a_signal_after_the_takeover_drains_at_once() {
-    let (_folder, _, option) = meeting_place();
-    let mut old = Server::start(&[&option, "--drain-timeout=1h"]);
+    let meeting = Meeting::new();
+    let mut old = meeting.start_with(&["--drain-timeout=1h"]);
     let mut idle = old.greeted();
-    let _new = Server::start(&[&option]);
+    let _new = meeting.start();
     old.logged(&["handed over"]);
     old.signal("TERM");
     assert_eq!(idle.rest(), "error: server is shutting down\n");

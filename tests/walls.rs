@@ -9,11 +9,16 @@
 )]
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
+mod authority;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod bombs;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod components;
+mod every_door;
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod support;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod tls_client;
 
 #[path = "walls/clients.rs"]
 mod clients;
@@ -31,3 +36,7 @@ mod memory;
 mod process;
 #[path = "walls/sharing.rs"]
 mod sharing;
+#[path = "walls/tls.rs"]
+mod tls;
+#[path = "walls/topics.rs"]
+mod topics;

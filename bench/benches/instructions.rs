@@ -31,9 +31,9 @@ use airlock::limits::wire::Wire;
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::linking::Sandbox;
-use airlock::sandbox::runtime::Runtime;
+use airlock::sandbox::runtime::{Grants, Runtime, Scratch};
 use airlock::sandbox::session::Session;
-use airlock::talk::client::Client;
+use airlock::talk::client::{Client, Endpoint};
 use airlock::talk::conversation::{Conversation, End, Event, Turn, Wait};
 use airlock::talk::framing::Framing;
 use airlock::talk::handler::Handler;
@@ -48,11 +48,15 @@ const WORK: &str = "AIRLOCK_BENCH_WORK";
 /// Does something so many times.
 type Part = fn(&Sandbox, u32);
 
-const PARTS: [(&str, Part); 3] = [
+const PARTS: [(&str, Part); 4] = [
     ("call", call),
     ("batch of 100 lines", batch),
     ("connection", connection),
+    (OF_SERVICES, connection),
 ];
+
+/// The same, where a process has several services.
+const OF_SERVICES: &str = "connection of one of three services";
 
 const LINE: &str = "Michael";
 
@@ -105,7 +109,7 @@ fn main() -> Result<ExitCode> {
         } else {
             "ok"
         };
-        println!("{part:20} {count:>9} instructions, {ratio:.2} of {expected:>9}: {verdict}");
+        println!("{part:36} {count:>9} instructions, {ratio:.2} of {expected:>9}: {verdict}");
     }
     Ok(status)
 }
@@ -159,8 +163,15 @@ fn run(work: &str) -> Result<()> {
         bail!("there is no part `{name}`");
     };
     // Small: callgrind has less room for addresses than a process has.
-    let host = Host::new(Process::new(1, 1 << 30), Compiler::new(COMPILER, false))?;
-    let runtime = Runtime::new(&host, None, Vec::new(), Limits::new(1));
+    let services = if name == OF_SERVICES { 3 } else { 1 };
+    let process = Process {
+        services,
+        ..Process::new(1, 1 << 30)
+    };
+    let host = Host::new(process, Compiler::new(COMPILER, false))?;
+    let runtime = || Runtime::new(&host, None, Grants::default(), Limits::new(1));
+    let _others: Vec<_> = (1..services).map(|_| runtime()).collect();
+    let runtime = runtime();
     part(&Sandbox::new(&runtime, GREETER, &|| true)?, times.parse()?);
     Ok(())
 }
@@ -207,11 +218,12 @@ fn connection(sandbox: &Sandbox, times: u32) {
 }
 
 fn start(sandbox: &Sandbox) -> Session {
-    let address = SocketAddr::from(([127, 0, 0, 1], 9999));
+    let address = Endpoint::from(SocketAddr::from(([127, 0, 0, 1], 9999)));
     let client = Client {
         id: 1,
-        peer: address,
+        peer: address.clone(),
         local: address,
+        ..Client::NOBODY
     };
-    Session::start(sandbox, client).expect("an instance")
+    Session::start(sandbox, client, Scratch::default()).expect("an instance")
 }

@@ -18,12 +18,13 @@ use airlock::limits::wire::LINE_BYTES;
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
 use airlock::sandbox::linking::Sandbox;
-use airlock::sandbox::runtime::Runtime;
+use airlock::sandbox::runtime::{Grants, Runtime, Scratch};
 use airlock::sandbox::session::Session;
 use airlock::serve::scheduling::Scheduling;
-use airlock::talk::client::Client;
+use airlock::talk::client::{Client, Endpoint};
 use airlock::talk::framing::{Framing, Reader};
 use airlock::talk::handler::Handler;
+use bench::door::Door;
 use bench::program;
 use bench::servers::{self, Server};
 use bench::twin::{self, Twin};
@@ -63,15 +64,17 @@ fn framing(criterion: &mut Criterion) {
 fn guest(criterion: &mut Criterion) {
     let process = Process::new(1000, 1 << 30);
     let host = Host::new(process, Compiler::new(&*AIRLOCK, false)).expect("an engine");
-    let runtime = Runtime::new(&host, None, Vec::new(), Limits::new(1000));
+    let runtime = Runtime::new(&host, None, Grants::default(), Limits::new(1000));
     let sandbox = Sandbox::new(&runtime, GREETER, &|| true).expect("the greeter");
-    let address = SocketAddr::from(([127, 0, 0, 1], 9999));
+    let address = Endpoint::from(SocketAddr::from(([127, 0, 0, 1], 9999)));
     let client = Client {
         id: 1,
-        peer: address,
+        peer: address.clone(),
         local: address,
+        ..Client::NOBODY
     };
-    let start = || Session::start(&sandbox, client).expect("an instance");
+    let start =
+        || Session::start(&sandbox, client.clone(), Scratch::default()).expect("an instance");
     criterion.bench_function("instantiate", |bencher| bencher.iter(start));
     criterion.bench_function("instantiate, greet", |bencher| {
         bencher.iter(|| start().greeting().expect("a greeting"));
@@ -100,17 +103,18 @@ fn connection(criterion: &mut Criterion) {
     for (name, subject) in [
         (
             "a connection over loopback, natively",
-            servers::native(Path::new(AIRLOCK_BENCH), Twin::Plain),
+            servers::native(Path::new(AIRLOCK_BENCH), Twin::Plain, &Door::TCP, &[]),
         ),
         (
             "a connection over loopback",
-            servers::airlock(&AIRLOCK, Scheduling::PerConnection, &[]),
+            servers::airlock(&AIRLOCK, &Door::TCP, Scheduling::PerConnection, &[]),
         ),
     ] {
         let server = Server::start(&subject, None).expect("a server");
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let mut stream = TcpStream::connect(server.address).expect("a connection");
+                let mut stream =
+                    TcpStream::connect(server.address.to_string()).expect("a connection");
                 let said = format!("{LINE}\nexit\n");
                 stream.write_all(said.as_bytes()).expect("a listener");
                 let mut heard = String::new();

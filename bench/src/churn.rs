@@ -1,12 +1,12 @@
 //! Short conversations, one after the other: connect, hear the greeting, leave, hear the close.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags as Flags;
 
-use crate::connect;
+use crate::client::Client;
+use crate::connect::Connector;
 use crate::events::Events;
 use crate::fault::Fault;
 use crate::measured::Measured;
@@ -21,13 +21,13 @@ const CLOSE: &str = "the close";
 /// that goes wrong has no other in its place.
 pub(crate) fn visit(
     plan: &Plan,
-    address: SocketAddr,
+    connector: &Connector,
     pace: Pace,
     count: usize,
 ) -> Result<Measured, Fault> {
     let mut load = Load {
         plan,
-        address,
+        connector,
         pace,
         events: Events::new(count)?,
         visits: (0..count).map(|_| None).collect(),
@@ -43,17 +43,19 @@ pub(crate) fn visit(
 
 /// One conversation.
 struct Visit {
-    stream: TcpStream,
+    client: Client,
+    /// It waits only for the server.
+    is_begun: bool,
     /// When it began, or should have.
     since: Instant,
-    /// Bytes of the greeting.
+    /// Bytes of the greeting; of the goodbye, once it has left.
     heard: usize,
     has_left: bool,
 }
 
 struct Load<'a> {
     plan: &'a Plan,
-    address: SocketAddr,
+    connector: &'a Connector,
     pace: Pace,
     events: Events,
     visits: Vec<Option<Visit>>,
@@ -114,16 +116,13 @@ impl Load<'_> {
     }
 
     fn begin(&self, place: usize, since: Instant) -> Result<Visit, Fault> {
-        let stream = connect::begin(self.address, place)?;
+        let client = self.connector.begin(place)?;
         // Without a greeting, it is the client's turn as soon as it is connected.
-        let flags = if self.plan.talk.greeting.is_empty() {
-            Flags::OUT
-        } else {
-            Flags::IN
-        };
-        self.events.add(&stream, place, flags)?;
+        let flags = client.first_flags(!self.plan.talk.greeting.is_empty());
+        self.events.add(&client, place, flags)?;
         Ok(Visit {
-            stream,
+            client,
+            is_begun: !flags.contains(Flags::OUT),
             since,
             heard: 0,
             has_left: false,
@@ -165,35 +164,41 @@ impl Load<'_> {
     /// Takes the next step, and returns whether it was the last one.
     fn advance(&mut self, place: usize, visit: &mut Visit) -> Result<bool, Fault> {
         let talk = &self.plan.talk;
-        let greeting = &talk.greeting[visit.heard..];
-        if greeting.is_empty() && !visit.has_left {
-            self.leave(visit)?;
-            self.events.change(&visit.stream, place, Flags::IN)?;
-            return Ok(false);
+        if !visit.is_begun {
+            visit.is_begun = true;
+            self.events.change(&visit.client, place, Flags::IN)?;
+            if talk.greeting.is_empty() {
+                self.leave(visit)?;
+                return Ok(false);
+            }
         }
         let what = if visit.has_left { CLOSE } else { GREETING };
-        let count = match visit.stream.read(&mut self.room) {
+        let count = match visit.client.read(&mut self.room) {
             Ok(0) if visit.has_left => return Ok(true),
             Ok(0) => return Err(Fault::Closed(GREETING)),
             Ok(count) => count,
             Err(error) => {
                 return match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(false),
-                    ErrorKind::ConnectionRefused => Err(Fault::Connect(self.address, error)),
+                    ErrorKind::ConnectionRefused => {
+                        Err(Fault::Connect(self.connector.address.clone(), error))
+                    }
                     _ => Err(Fault::Broken(what, error)),
                 };
             }
         };
         let heard = &self.room[..count];
-        if visit.has_left {
-            return Err(wrong("the answer to the leave", heard, b""));
-        }
-        if !greeting.starts_with(heard) {
-            let line = [&talk.greeting[..visit.heard], heard].concat();
-            return Err(wrong(GREETING, &line, &talk.greeting));
+        let (what, wanted) = if visit.has_left {
+            ("the answer to the leave", &talk.goodbye)
+        } else {
+            (GREETING, &talk.greeting)
+        };
+        if !wanted[visit.heard..].starts_with(heard) {
+            let line = [&wanted[..visit.heard], heard].concat();
+            return Err(wrong(what, &line, wanted));
         }
         visit.heard += count;
-        if visit.heard == talk.greeting.len() {
+        if !visit.has_left && visit.heard == talk.greeting.len() {
             self.leave(visit)?;
         }
         Ok(false)
@@ -201,12 +206,13 @@ impl Load<'_> {
 
     fn leave(&self, visit: &mut Visit) -> Result<(), Fault> {
         visit.has_left = true;
+        visit.heard = 0;
         let leave = &self.plan.talk.leave;
         let left = if leave.is_empty() {
-            visit.stream.shutdown(Shutdown::Write)
+            visit.client.stream.end_output()
         } else {
             // Into the empty buffer of a new socket.
-            visit.stream.write_all(leave)
+            visit.client.write_all(leave)
         };
         left.map_err(|error| Fault::Broken(CLOSE, error))
     }

@@ -1,32 +1,71 @@
 //! Connections that are begun, and not waited for.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
+use airlock::settings::address::Address;
+use airlock::talk::client::Endpoint;
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use socket2::{Socket, Type};
 
+use crate::client::Client;
 use crate::fault::Fault;
+use crate::stream::Stream;
+use crate::trust;
 
 /// So many connections to a server share an address on this machine. A kernel that has given half of
 /// the ports of one away (14 000, `ip_local_port_range`) searches for milliseconds for the next.
 const SHARE_ADDRESS: usize = 5_000;
 
-/// Begins the connection with this number among those that are open at once.
-pub(crate) fn begin(address: SocketAddr, number: usize) -> Result<TcpStream, Fault> {
-    let domain = Domain::for_address(address);
-    let kind = Type::STREAM.nonblocking();
-    let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    let refused = |error| Fault::Connect(address, error);
-    if let Some(source) = source(address, number / SHARE_ADDRESS) {
-        let any_port = SocketAddr::from((source, 0));
-        socket.bind(&any_port.into()).map_err(refused)?;
+/// Begins connections to one server.
+pub(crate) struct Connector {
+    pub(crate) address: Address,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+impl Connector {
+    pub(crate) fn new(address: Address) -> io::Result<Connector> {
+        let tls = match address.endpoint {
+            Endpoint::Ip(server) if address.scheme.is_encrypted() => {
+                Some((trust::config()?, ServerName::from(server.ip())))
+            }
+            _ => None,
+        };
+        Ok(Connector { address, tls })
     }
-    match socket.connect(&address.into()) {
-        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => {
-            Err(refused(error))
+
+    /// Begins the connection with this number among those that are open at once.
+    pub(crate) fn begin(&self, number: usize) -> Result<Client, Fault> {
+        let socket = self.connect(number)?;
+        let stream = Stream::client(socket, self.tls.clone())?;
+        Ok(Client::new(stream, &self.address))
+    }
+
+    fn connect(&self, number: usize) -> Result<Socket, Fault> {
+        let server = self.address.socket_address().map_err(io::Error::other)?;
+        let socket = Socket::new(server.domain(), Type::STREAM, None)?;
+        let refused = |error| Fault::Connect(self.address.clone(), error);
+        if let Endpoint::Ip(address) = self.address.endpoint {
+            socket.set_nonblocking(true)?;
+            socket.set_tcp_nodelay(true)?;
+            if let Some(source) = source(address, number / SHARE_ADDRESS) {
+                let any_port = SocketAddr::from((source, 0));
+                socket.bind(&any_port.into()).map_err(refused)?;
+            }
         }
-        _ => Ok(socket.into()),
+        match socket.connect(&server) {
+            Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => {
+                Err(refused(error))
+            }
+            // At a Unix socket it has waited until the server's queue had room.
+            _ => socket
+                .set_nonblocking(true)
+                .map(|()| socket)
+                .map_err(refused),
+        }
     }
 }
 

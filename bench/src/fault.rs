@@ -1,9 +1,9 @@
 //! What can go wrong with the load, or with a server under it.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use airlock::settings::address::Address;
 use thiserror::Error;
 
 /// What went wrong with a connection, or with the whole run.
@@ -11,7 +11,7 @@ use thiserror::Error;
 pub enum Fault {
     /// Nobody listens, or not on this network.
     #[error("cannot connect to {0}")]
-    Connect(SocketAddr, #[source] io::Error),
+    Connect(Address, #[source] io::Error),
     /// This process may not open so many.
     #[error("cannot open {connections} connections: the limit of open files leaves {room}")]
     Descriptors {

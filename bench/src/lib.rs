@@ -8,11 +8,14 @@
 //! the parts of a connection cost, and the comparison with the servers in other languages of `peers`.
 
 mod churn;
+mod client;
 mod connect;
 pub mod cores;
+pub mod door;
 mod epoll_twin;
 mod events;
 pub mod fault;
+mod haproxy;
 mod lines;
 mod load;
 pub mod measured;
@@ -25,6 +28,9 @@ pub mod program;
 pub mod progress;
 pub mod report;
 pub mod servers;
+mod store_twin;
+mod stream;
 pub mod talk;
+mod trust;
 pub mod turns;
 pub mod twin;

@@ -1,11 +1,11 @@
 //! Lines and their replies on open connections: `ping` and `pipeline`, and the end of `hold`.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags as Flags;
 
+use crate::client::Client;
 use crate::events::Events;
 use crate::fault::Fault;
 use crate::measured::Measured;
@@ -20,27 +20,23 @@ const ANSWER: &str = "an answer";
 ///
 /// Without a fixed pace, a connection is asked `depth` lines at once, and again when all have been
 /// answered.
-pub(crate) fn converse(
-    plan: &Plan,
-    pace: Pace,
-    streams: Vec<TcpStream>,
-) -> Result<Measured, Fault> {
+pub(crate) fn converse(plan: &Plan, pace: Pace, clients: Vec<Client>) -> Result<Measured, Fault> {
     let mut load = Load {
         plan,
         pace,
-        events: Events::new(streams.len())?,
-        connections: Vec::with_capacity(streams.len()),
-        open: streams.len(),
+        events: Events::new(clients.len())?,
+        connections: Vec::with_capacity(clients.len()),
+        open: clients.len(),
         asked: 0,
         in_flight: 0,
         due: 0,
         room: vec![0; CHUNK],
         measured: Measured::new(),
     };
-    for (number, stream) in streams.into_iter().enumerate() {
-        load.events.add(&stream, number, Flags::IN)?;
+    for (number, client) in clients.into_iter().enumerate() {
+        load.events.add(&client, number, Flags::IN)?;
         load.connections.push(Some(Connection {
-            stream,
+            client,
             due: 0,
             asked: 0,
             asked_at: pace.start,
@@ -54,14 +50,14 @@ pub(crate) fn converse(
 }
 
 struct Connection {
-    stream: TcpStream,
+    client: Client,
     /// Lines that should have been asked by now, at a fixed pace.
     due: u64,
     /// Lines that have been asked; the last of them may not be written yet.
     asked: u64,
     /// When a line was last asked.
     asked_at: Instant,
-    /// Bytes of these lines that the kernel has taken.
+    /// Bytes of these lines that the connection has taken.
     written: u64,
     /// Bytes of answers.
     heard: u64,
@@ -199,7 +195,7 @@ impl Load<'_> {
         while connection.written < all && !is_full {
             let lines = line.from(connection.written);
             let left = usize::try_from(all - connection.written).unwrap_or(usize::MAX);
-            match connection.stream.write(&lines[..left.min(lines.len())]) {
+            match connection.client.write(&lines[..left.min(lines.len())]) {
                 Ok(count) => connection.written += count as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => is_full = true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -207,6 +203,7 @@ impl Load<'_> {
                 Err(_) => break,
             }
         }
+        is_full |= connection.client.stream.has_unsent();
         if is_full != connection.is_full {
             connection.is_full = is_full;
             let flags = if is_full {
@@ -214,14 +211,14 @@ impl Load<'_> {
             } else {
                 Flags::IN
             };
-            self.events.change(&connection.stream, number, flags)?;
+            self.events.change(&connection.client, number, flags)?;
         }
         Ok(())
     }
 
     /// Reads what there is, and asks and writes what may follow it.
     fn go_on(&mut self, number: usize, connection: &mut Connection) -> Result<(), Fault> {
-        match connection.stream.read(&mut self.room) {
+        match connection.client.read(&mut self.room) {
             Ok(0) => return Err(Fault::Closed(ANSWER)),
             Ok(count) => self.hear(number, connection, count)?,
             Err(error) => match error.kind() {

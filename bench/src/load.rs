@@ -1,12 +1,14 @@
 //! One run of load: its threads, and what they measured together.
 
 use std::io;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
+use airlock::settings::address::Address;
+
+use crate::connect::Connector;
 use crate::fault::Fault;
 use crate::measured::Measured;
 use crate::pace::paces;
@@ -16,7 +18,7 @@ use crate::{churn, cores, lines, open};
 
 /// The server that is loaded.
 pub(crate) struct Target<'a> {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
     /// Where the load runs; anywhere if this is empty.
     pub(crate) cores: &'a [usize],
     /// Whose memory is measured, if the server is one of ours.
@@ -24,21 +26,22 @@ pub(crate) struct Target<'a> {
 }
 
 pub(crate) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<Measured, Fault> {
+    let connector = Connector::new(target.address.clone())?;
     let shares = shares(plan.connections, plan.load_threads);
-    let all = |streams: Vec<_>| streams.into_iter().collect::<Result<Vec<_>, Fault>>();
+    let all = |clients: Vec<_>| clients.into_iter().collect::<Result<Vec<_>, Fault>>();
     if plan.mode == Mode::Churn {
         let parts = shares.into_iter().zip(paces(plan, plan.duration)).collect();
         return sum(on_threads(
             target.cores,
             progress,
             parts,
-            |(numbers, pace)| churn::visit(plan, target.address, pace, numbers.len()),
+            |(numbers, pace)| churn::visit(plan, &connector, pace, numbers.len()),
         )?);
     }
     let before = resident_bytes(target.process);
     let began = Instant::now();
-    let streams = all(on_threads(target.cores, progress, shares, |numbers| {
-        open::open(plan, target.address, numbers)
+    let clients = all(on_threads(target.cores, progress, shares, |numbers| {
+        open::open(plan, &connector, numbers)
     })?)?;
     let (mut greeted, mut grown) = (None, None);
     let mut duration = plan.duration;
@@ -50,12 +53,12 @@ pub(crate) fn run(plan: &Plan, target: &Target, progress: &Progress) -> Result<M
         // One line each, and no other after it.
         duration = Duration::ZERO;
     }
-    let parts = streams.into_iter().zip(paces(plan, duration)).collect();
+    let parts = clients.into_iter().zip(paces(plan, duration)).collect();
     let mut measured = sum(on_threads(
         target.cores,
         progress,
         parts,
-        |(streams, pace)| lines::converse(plan, pace, streams),
+        |(clients, pace)| lines::converse(plan, pace, clients),
     )?)?;
     measured.greeted = greeted;
     measured.resident_bytes = grown.map(|grown| grown / plan.connections as f64);

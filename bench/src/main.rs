@@ -7,7 +7,7 @@ use std::{env, fs};
 use airlock::logging::printable;
 use anyhow::{Context, Result, anyhow};
 use bench::measured::Measured;
-use bench::options::Options;
+use bench::options::{Granted, Options};
 use bench::progress::Progress;
 use bench::{plot, program, report, turns, twin};
 use clap::Parser;
@@ -27,18 +27,31 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     if let Some(twin) = options.twin {
-        return Ok(twin::serve(twin, io::stdout())?);
+        match twin::serve(
+            twin,
+            &options.listen,
+            options.store.as_ref().map(Granted::settings),
+            io::stdout(),
+        )? {}
     }
     let plan = options.plan().map_err(|error| anyhow!(error))?;
-    let Some(address) = options.address else {
+    let Some(address) = &options.address else {
         let airlock = program::build(program::PROFILE)?;
         let itself = env::current_exe().context("cannot find this program to start it")?;
+        let (mut airlock_options, mut twin_options) = (options.airlock.clone(), Vec::new());
+        if let Some(store) = &options.store {
+            let guest = program::build_guest("keeper")?;
+            airlock_options.push(format!("--guest={}", guest.display()));
+            airlock_options.push(store.airlock_option());
+            twin_options.push(store.option());
+        }
         let progress = Progress::new(options.time());
         let compared = turns::compare(
             &plan,
             options.rounds,
-            (&airlock, options.threads, &options.airlock),
-            &itself,
+            (options.door, options.beside()),
+            (&airlock, options.threads, &airlock_options),
+            (&itself, &twin_options),
             &progress,
         )?;
         drop(progress);
@@ -51,14 +64,14 @@ fn run(options: &Options) -> Result<()> {
             options,
             &plan.title(),
             &[
-                ("native", compared.native.as_slice()),
+                (compared.twin.column(), compared.native.as_slice()),
                 ("airlock", &compared.airlock),
             ],
         )?;
         return Ok(());
     };
     let progress = Progress::new(options.time());
-    let mut measured = turns::measure(&plan, address, &progress)?;
+    let mut measured = turns::measure(&plan, address.clone(), &progress)?;
     drop(progress);
     let fault = measured.fault.take();
     // Without an answer there is nothing to report but the fault.

@@ -1,14 +1,14 @@
 //! Connections that have heard the greeting.
 
 use std::io::{self, ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use airlock::process::capacity;
 use rustix::event::epoll::EventFlags as Flags;
 
-use crate::connect;
+use crate::client::Client;
+use crate::connect::Connector;
 use crate::events::Events;
 use crate::fault::Fault;
 use crate::plan::{Mode, Plan};
@@ -39,29 +39,29 @@ pub fn make_room(connections: usize) -> Result<(), Fault> {
 /// once.
 pub(crate) fn open(
     plan: &Plan,
-    address: SocketAddr,
+    connector: &Connector,
     numbers: Range<usize>,
-) -> Result<Vec<TcpStream>, Fault> {
+) -> Result<Vec<Client>, Fault> {
     let most = match plan.mode {
         Mode::Hold => numbers.len(),
         Mode::Ping | Mode::Pipeline | Mode::Churn => BATCH,
     };
     let mut opening = Opening {
         plan,
-        address,
+        connector,
         events: Events::new(most)?,
         arrivals: Vec::with_capacity(numbers.len()),
         greeted: 0,
         room: vec![0; plan.talk.greeting.len()],
     };
     opening.run(numbers, most)?;
-    let streams = opening.arrivals.into_iter().map(|arrival| arrival.stream);
-    Ok(streams.collect())
+    let clients = opening.arrivals.into_iter().map(|arrival| arrival.client);
+    Ok(clients.collect())
 }
 
 /// A connection on its way.
 struct Arrival {
-    stream: TcpStream,
+    client: Client,
     /// Bytes of the greeting.
     heard: usize,
     is_greeted: bool,
@@ -69,7 +69,7 @@ struct Arrival {
 
 struct Opening<'a> {
     plan: &'a Plan,
-    address: SocketAddr,
+    connector: &'a Connector,
     events: Events,
     arrivals: Vec<Arrival>,
     greeted: usize,
@@ -99,18 +99,14 @@ impl Opening<'_> {
     }
 
     fn begin(&mut self, number: usize) -> Result<(), Fault> {
-        let stream = connect::begin(self.address, number)?;
+        let client = self.connector.begin(number)?;
         // Without a greeting, to be connected is all.
-        let what = if self.plan.talk.greeting.is_empty() {
-            Flags::OUT
-        } else {
-            Flags::IN
-        };
+        let what = client.first_flags(!self.plan.talk.greeting.is_empty());
         // Once for what is new, so that one that has been greeted is quiet.
         self.events
-            .add(&stream, self.arrivals.len(), what | Flags::ET)?;
+            .add(&client, self.arrivals.len(), what | Flags::ET)?;
         self.arrivals.push(Arrival {
-            stream,
+            client,
             heard: 0,
             is_greeted: false,
         });
@@ -126,7 +122,7 @@ impl Opening<'_> {
         if let Some(error) = arrival.hear(greeting, &mut self.room)? {
             return Err(match error.kind() {
                 ErrorKind::ConnectionReset => Fault::Broken(GREETING, error),
-                _ => Fault::Connect(self.address, error),
+                _ => Fault::Connect(self.connector.address.clone(), error),
             });
         }
         if arrival.heard == greeting.len() {
@@ -139,12 +135,12 @@ impl Opening<'_> {
     /// Of one of those that nothing has happened to.
     fn silence(&self) -> Fault {
         let timeout = self.plan.timeout;
-        let is_connected = |arrival: &Arrival| arrival.stream.peer_addr().is_ok();
+        let is_connected = |arrival: &Arrival| arrival.client.stream.socket.peer_addr().is_ok();
         let silent = self.arrivals.iter().find(|arrival| !arrival.is_greeted);
         if silent.is_some_and(is_connected) {
             Fault::Silent(GREETING, timeout)
         } else {
-            Fault::Connect(self.address, ErrorKind::TimedOut.into())
+            Fault::Connect(self.connector.address.clone(), ErrorKind::TimedOut.into())
         }
     }
 }
@@ -153,11 +149,11 @@ impl Arrival {
     /// Hears what there is of the greeting, or how the connection has failed.
     fn hear(&mut self, greeting: &[u8], room: &mut [u8]) -> Result<Option<io::Error>, Fault> {
         if greeting.is_empty() {
-            return Ok(self.stream.take_error()?);
+            return Ok(self.client.stream.socket.take_error()?);
         }
         while self.heard < greeting.len() {
             let before = self.heard;
-            self.heard += match self.stream.read(&mut room[before..]) {
+            self.heard += match self.client.read(&mut room[before..]) {
                 Ok(0) => return Err(Fault::Closed(GREETING)),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => 0,
@@ -175,16 +171,16 @@ impl Arrival {
     }
 
     /// What a wrong greeting has beyond the length of the right one, so that it is shown whole.
-    fn rest_of_line(&self, heard: &[u8]) -> Vec<u8> {
+    fn rest_of_line(&mut self, heard: &[u8]) -> Vec<u8> {
         let mut rest = Vec::new();
-        let mut stream = &self.stream;
-        let waits = stream
+        let socket = &self.client.stream.socket;
+        let waits = socket
             .set_nonblocking(false)
-            .and_then(|()| stream.set_read_timeout(Some(REST_TIME)));
+            .and_then(|()| socket.set_read_timeout(Some(REST_TIME)));
         if !heard.contains(&b'\n') && waits.is_ok() {
             rest.resize(CHUNK, 0);
             // No more is as good as an error here.
-            let count = stream.read(&mut rest).unwrap_or_default();
+            let count = self.client.read(&mut rest).unwrap_or_default();
             rest.truncate(count);
         }
         rest

@@ -1,15 +1,17 @@
 //! The command line, into a finished plan.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use airlock::serve::scheduling::Scheduling;
-use airlock::settings::values::{address, time};
+use airlock::settings::address::{Address, Scheme};
+use airlock::settings::door::{DoorSettings, door};
+use airlock::settings::store::{StoreSettings, store};
+use airlock::settings::values::time;
 use clap::{Args, Parser};
 
-use crate::plan::{Mode, Plan};
-use crate::talk::Talk;
+use crate::plan::{Mode, Operation, Plan};
+use crate::talk::{Encoding, Talk};
 use crate::twin::Twin;
 
 /// Load a line server and measure what it takes; without an address, Airlock beside its native twin.
@@ -18,8 +20,8 @@ use crate::twin::Twin;
 #[command(after_help = "Every reply is checked; the exit status is 0 when all were right.")]
 pub struct Options {
     /// The server [default: Airlock, built for it, and its native twin, in turn]
-    #[arg(value_name = "ADDR:PORT", value_parser = address)]
-    pub address: Option<SocketAddr>,
+    #[arg(value_name = "ADDRESS")]
+    pub address: Option<Address>,
 
     /// What the connections do
     #[arg(long, value_enum, default_value_t = Mode::Ping)]
@@ -46,6 +48,29 @@ pub struct Options {
     )]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
+
+    /// What both speak: tcp, unix, tls, ws or wss
+    #[arg(
+        long,
+        value_name = "SCHEME",
+        default_value = "tcp",
+        conflicts_with = "address"
+    )]
+    pub door: Scheme,
+
+    /// With --door tls: beside HAProxy, which ends TLS in front of the native twin
+    #[arg(long, conflicts_with = "address")]
+    pub haproxy: bool,
+
+    /// Airlock's option, without a name: each line does something to this store. Beside a twin that does
+    /// the same to one like it
+    #[arg(long, value_name = "URL", conflicts_with_all = ["address", "haproxy", "line"])]
+    #[arg(value_parser = granted)]
+    pub store: Option<Granted>,
+
+    /// With --store: what each line does to it
+    #[arg(long, value_enum, default_value_t = Operation::Get, requires = "store")]
+    operation: Operation,
 
     /// Airlock's option: which threads serve connections
     #[arg(
@@ -91,8 +116,12 @@ pub struct Options {
     pub airlock: Vec<String>,
 
     /// Be a native twin.
-    #[arg(long, value_enum, hide = true, exclusive = true)]
+    #[arg(long, value_enum, hide = true)]
     pub twin: Option<Twin>,
+
+    /// And listen there.
+    #[arg(long, value_parser = door, default_value = "127.0.0.1:0", hide = true)]
+    pub listen: DoorSettings,
 }
 
 /// How a server that is not the greeter talks.
@@ -140,6 +169,16 @@ impl Options {
         if self.rate.is_some() && self.mode == Mode::Hold {
             return Err("--rate is not for --mode hold, which sends one line".to_owned());
         }
+        if self.haproxy && self.door != Scheme::Tls {
+            return Err("--haproxy is for --door tls".to_owned());
+        }
+        if self.store.is_some() && (self.door.is_websocket() || self.mode == Mode::Churn) {
+            return Err("--store is for lines, and connections that stay".to_owned());
+        }
+        let scheme = match &self.address {
+            Some(address) => address.scheme,
+            None => self.door,
+        };
         let (connections, depth) = match self.mode {
             Mode::Ping => (64, 1),
             Mode::Pipeline => (8, 100),
@@ -154,8 +193,24 @@ impl Options {
             load_threads: self.load_threads as usize,
             rate: self.rate,
             timeout: self.timeout.into(),
-            talk: self.foreign.talk(&self.line),
+            talk: match self.store {
+                Some(_) => self.operation.talk(Encoding::Lines("\n")),
+                None => self.foreign.talk(&self.line, scheme)?,
+            },
+            operation: self.store.as_ref().map(|_| self.operation),
         })
+    }
+
+    /// What Airlock is compared with.
+    pub fn beside(&self) -> Twin {
+        match self.threads {
+            _ if self.haproxy => Twin::Haproxy,
+            // There is none of WebSocket, and none that remembers, with one thread.
+            Scheduling::Shared(_) if !self.door.is_websocket() && self.store.is_none() => {
+                Twin::Epoll
+            }
+            _ => Twin::Plain,
+        }
     }
 
     /// How long that takes if all goes well.
@@ -169,14 +224,51 @@ impl Options {
 }
 
 impl Foreign {
-    fn talk(&self, line: &str) -> Talk {
+    fn talk(&self, line: &str, scheme: Scheme) -> Result<Talk, String> {
+        let encoding = match (scheme.is_websocket(), self.crlf) {
+            (true, _) => Encoding::Messages,
+            (false, true) => Encoding::Lines("\r\n"),
+            (false, false) => Encoding::Lines("\n"),
+        };
+        if scheme.is_websocket() && (self.crlf || self.no_greeting) {
+            return Err(format!("--crlf and --no-greeting are not for {scheme}"));
+        }
         let greeting = (!self.no_greeting).then_some(self.greeting.as_str());
         let leave = (!self.leave.is_empty()).then_some(self.leave.as_str());
         let greeted = format!("Hello, {line}!");
         let reply = self.expect.as_deref().unwrap_or(&greeted);
-        let ending = if self.crlf { "\r\n" } else { "\n" };
-        Talk::new(greeting, line, reply, leave, ending)
+        Ok(Talk::new(greeting, line, reply, leave, encoding))
     }
+}
+
+/// A store, and its URL as it was written.
+#[derive(Debug, Clone)]
+pub struct Granted {
+    store: StoreSettings,
+    url: String,
+}
+
+impl Granted {
+    /// The store.
+    pub fn settings(&self) -> &StoreSettings {
+        &self.store
+    }
+
+    /// What the twin is told.
+    pub fn option(&self) -> String {
+        format!("--store={}", self.url)
+    }
+
+    /// What Airlock is told: a guest opens it as `default`.
+    pub fn airlock_option(&self) -> String {
+        format!("--store=default={}", self.url)
+    }
+}
+
+fn granted(url: &str) -> Result<Granted, String> {
+    let store = store(&format!("default={url}"))?;
+    let url = url.to_owned();
+    Ok(Granted { store, url })
 }
 
 fn one_line(text: &str) -> Result<String, String> {

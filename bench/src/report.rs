@@ -5,10 +5,11 @@ use std::iter;
 use std::time::Duration;
 
 use airlock::serve::scheduling::Scheduling;
+use airlock::settings::address::Scheme;
 use serde_json::{Map, Value, json};
 
 use crate::measured::Measured;
-use crate::plan::{Mode, Plan};
+use crate::plan::{Mode, Operation, Plan};
 use crate::turns::Comparison;
 
 /// The parts of the answers whose times are shown.
@@ -41,13 +42,17 @@ impl Plan {
                 format!("{count} connections at once, held for {time}, then a line on each")
             }
         };
-        let name = self.mode.name();
+        let name = match self.operation {
+            Some(operation) => operation.name(),
+            None => self.mode.name(),
+        };
         format!("{name}: {what}{}", rate.unwrap_or_default())
     }
 
     fn as_json(&self) -> Map<String, Value> {
         let entries = [
             ("mode", json!(self.mode.name())),
+            ("operation", json!(self.operation.map(Operation::name))),
             ("connections", json!(self.connections)),
             ("depth", json!(self.depth)),
             ("load_threads", json!(self.load_threads)),
@@ -192,11 +197,20 @@ pub fn comparison_as_text(plan: &Plan, compared: &Comparison) -> String {
         Scheduling::PerConnection => String::new(),
         Scheduling::Shared(count) => format!("; --threads {count}"),
     };
+    if compared.scheme != Scheme::Tcp {
+        options += &format!("; --door {}", compared.scheme.name());
+    }
     if !compared.options.is_empty() {
         options += &format!("; {}", compared.options.join(" "));
     }
     let mut text = format!("{}{options}; medians of {rounds}\n", plan.title());
-    text += &format!("{:34}{:>12}{:>12}{:>8}\n", "", "native", "airlock", "ratio");
+    text += &format!(
+        "{:34}{:>12}{:>12}{:>8}\n",
+        "",
+        compared.twin.column(),
+        "airlock",
+        "ratio"
+    );
     for row in rows(plan.mode) {
         let [native, airlock] = row.medians(compared).map(|value| value * row.scale);
         let (title, ratio) = (&row.title, airlock / native);
@@ -234,6 +248,8 @@ pub fn comparison_as_json(plan: &Plan, compared: &Comparison) -> Value {
     let ratio = rows
         .first()
         .map(|first| medians[first.name]["ratio"].clone());
+    object.insert("beside".to_owned(), json!(compared.twin.column()));
+    object.insert("door".to_owned(), json!(compared.scheme.name()));
     object.insert("threads".to_owned(), json!(compared.threads.to_string()));
     object.insert("airlock_options".to_owned(), json!(compared.options));
     object.insert("ratio".to_owned(), json!(ratio));

@@ -1,7 +1,7 @@
 //! Servers that are loaded, as processes of their own that end with this one.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind};
-use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 
 use airlock::cli;
 use airlock::serve::scheduling::Scheduling;
+use airlock::settings::address::{Address, Scheme};
+use airlock::talk::client::Endpoint;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::cores::{self, Cores};
+use crate::door::Door;
 use crate::fault::Fault;
 use crate::load::Target;
 use crate::twin::Twin;
@@ -24,6 +27,8 @@ use crate::twin::Twin;
 pub struct Subject<'a> {
     /// What to call it.
     pub name: &'static str,
+    /// Where it listens; its port, if it has one, is the one that it says.
+    pub address: Address,
     /// It takes a free port and prints `listening on ADDR:PORT`.
     pub command: Rc<dyn Fn() -> Command + 'a>,
 }
@@ -32,7 +37,7 @@ pub struct Subject<'a> {
 pub struct Server<'a> {
     child: Child,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Address,
     load: &'a [usize],
     /// What to call it.
     pub name: &'static str,
@@ -43,30 +48,49 @@ pub struct Server<'a> {
 /// How long a server may take until it listens.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// `program`, which is an `airlock-bench`, as a native twin.
-pub fn native(program: &Path, twin: Twin) -> Subject<'_> {
+/// `program`, which is an `airlock-bench`, as a native twin at this door, with these options.
+pub fn native<'a>(
+    program: &'a Path,
+    twin: Twin,
+    door: &Door,
+    options: &'a [String],
+) -> Subject<'a> {
     let (name, argument) = match twin {
         Twin::Plain => ("native twin", "--twin=plain"),
         Twin::Shim => ("shim alone", "--twin=shim"),
         Twin::Epoll => ("epoll twin", "--twin=epoll"),
+        Twin::Haproxy => ("HAProxy", "--twin=haproxy"),
     };
+    let listen = door.listen("twin");
     let command = move || {
         let mut command = Command::new(program);
-        command.arg(argument);
+        command.args([argument, &listen]).args(options);
         command
     };
     Subject {
         name,
+        address: door.address("twin"),
         command: Rc::new(command),
     }
 }
 
-/// `program`, which is an `airlock`, as a server with its greeter, these threads and options and, for the
-/// rest, its default limits: without the variables that would set others.
-pub fn airlock<'a>(program: &'a Path, threads: Scheduling, options: &'a [String]) -> Subject<'a> {
+/// `program`, which is an `airlock`, as a server with its greeter, at this door, with these threads and options
+/// and, for the rest, its default limits: without the variables that would set others.
+pub fn airlock<'a>(
+    program: &'a Path,
+    door: &Door,
+    threads: Scheduling,
+    options: &'a [String],
+) -> Subject<'a> {
+    let address = door.address("airlock");
+    let mut listen = vec![door.listen("airlock")];
+    if address.scheme == Scheme::Unix {
+        // Of a path it does not say that it listens there; of this port it does, when it listens at both.
+        listen.push("--listen=127.0.0.1:0".to_owned());
+    }
     let command = move || {
         let mut command = Command::new(program);
-        command.args(["--listen=127.0.0.1:0", "-q"]);
+        command.arg("-q").args(&listen);
         command.arg(format!("--threads={threads}")).args(options);
         for variable in cli::variables() {
             command.env_remove(variable);
@@ -78,6 +102,7 @@ pub fn airlock<'a>(program: &'a Path, threads: Scheduling, options: &'a [String]
             Scheduling::PerConnection => "Airlock",
             Scheduling::Shared(_) => "Airlock, few threads",
         },
+        address,
         command: Rc::new(command),
     }
 }
@@ -95,23 +120,19 @@ impl Server<'_> {
         let load = cores.map_or([].as_slice(), |cores| &cores.load);
         let started = Instant::now();
         let child = command.spawn();
-        let server = child.and_then(|child| Server::announced(child, load, name));
+        let server = child.and_then(|child| Server::announced(child, load, subject));
         let mut server = server.map_err(|error| Fault::Server(name, error))?;
         server.start_time = started.elapsed();
         Ok(server)
     }
 
     /// Waits until it says where it listens.
-    fn announced<'a>(
-        child: Child,
-        load: &'a [usize],
-        name: &'static str,
-    ) -> io::Result<Server<'a>> {
+    fn announced<'a>(child: Child, load: &'a [usize], subject: &Subject) -> io::Result<Server<'a>> {
         let mut server = Server {
             child,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: subject.address.clone(),
             load,
-            name,
+            name: subject.name,
             start_time: Duration::ZERO,
         };
         let (sender, announcement) = mpsc::channel();
@@ -127,16 +148,30 @@ impl Server<'_> {
         let line = announcement
             .recv_timeout(START_PATIENCE)
             .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
-        let address = line.trim().strip_prefix("listening on ");
-        server.address = address
-            .and_then(|address| address.parse().ok())
-            .ok_or_else(|| io::Error::other("it does not say where it listens"))?;
+        let said = line.trim().strip_prefix("listening on ");
+        let said = said.ok_or_else(|| io::Error::other("it does not say where it listens"))?;
+        if let Endpoint::Ip(address) = &mut server.address.endpoint {
+            *address = said.parse().map_err(io::Error::other)?;
+        }
         Ok(server)
+    }
+
+    /// What it has taken of the processors, in user and in system, as precisely as the kernel counts.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn processor_time(&self) -> io::Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();
+        let per_second = rustix::param::clock_ticks_per_second();
+        Ok(Duration::from_secs(ticks) / u32::try_from(per_second).unwrap_or(100))
     }
 
     pub(crate) fn target(&self) -> Target<'_> {
         Target {
-            address: self.address,
+            address: self.address.clone(),
             cores: self.load,
             process: Some(self.child.id()),
         }
@@ -156,7 +191,7 @@ impl Drop for Server<'_> {
     unsafe_code,
     reason = "what runs between fork and exec is only promised to be safe"
 )]
-fn end_with_this_thread(command: &mut Command, core: Option<usize>) {
+pub(crate) fn end_with_this_thread(command: &mut Command, core: Option<usize>) {
     let prepare = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         core.map_or(Ok(()), |core| cores::pin(&[core]))

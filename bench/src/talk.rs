@@ -1,5 +1,10 @@
 //! What is said to the server, what it has to answer, and the comparison of the two.
 
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::Frame;
+use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tungstenite::{Bytes, Utf8Bytes};
+
 use crate::fault::Fault;
 
 /// Bytes that are written or read at once.
@@ -11,37 +16,79 @@ const SHOWN_BYTES: usize = 200;
 /// The conversation that all connections have.
 #[derive(Debug)]
 pub struct Talk {
-    /// What comes first, with its ending; empty where the client speaks first.
+    /// What comes first, encoded; empty where the client speaks first.
     pub greeting: Vec<u8>,
     /// The line, asked again and again.
     pub line: Endless,
     /// What has to come for each.
     pub reply: Endless,
-    /// What ends a conversation, with its ending; empty where it ends without a word.
+    /// What ends a conversation, encoded; empty where it ends without a word.
     pub leave: Vec<u8>,
+    /// What comes after that.
+    pub goodbye: Vec<u8>,
+}
+
+/// How what is said becomes bytes.
+#[derive(Debug, Clone, Copy)]
+pub enum Encoding {
+    /// Lines, with this ending.
+    Lines(&'static str),
+    /// Text messages of WebSocket.
+    Messages,
 }
 
 impl Talk {
-    /// Of texts without their ending, and the ending.
+    /// Of texts, and how they are encoded.
     pub fn new(
         greeting: Option<&str>,
         line: &str,
         reply: &str,
         leave: Option<&str>,
-        ending: &str,
+        encoding: Encoding,
     ) -> Talk {
-        let ended = |text: &str| [text, ending].concat();
-        let ended_if_any = |text: Option<&str>| {
-            text.map(|text| ended(text).into_bytes())
-                .unwrap_or_default()
-        };
+        let by_client = |text| encoding.bytes(text, Some(MASK));
+        let by_server = |text| encoding.bytes(text, None);
         Talk {
-            greeting: ended_if_any(greeting),
-            line: Endless::new(&ended(line)),
-            reply: Endless::new(&ended(reply)),
-            leave: ended_if_any(leave),
+            greeting: greeting.map(by_server).unwrap_or_default(),
+            line: Endless::new(&by_client(line)),
+            reply: Endless::new(&by_server(reply)),
+            leave: leave.map(by_client).unwrap_or_default(),
+            goodbye: match encoding {
+                Encoding::Lines(_) => Vec::new(),
+                Encoding::Messages => bytes(Frame::close(Some(GOODBYE))),
+            },
         }
     }
+}
+
+/// Clients have to mask what they send. With the same mask each time, a line has the same bytes.
+const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+/// What WebSocket says when the guest ends a conversation.
+pub(crate) const GOODBYE: CloseFrame = CloseFrame {
+    code: CloseCode::Normal,
+    reason: Utf8Bytes::from_static(""),
+};
+
+impl Encoding {
+    fn bytes(self, text: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
+        match self {
+            Encoding::Lines(ending) => [text, ending].concat().into_bytes(),
+            Encoding::Messages => {
+                let text = Bytes::copy_from_slice(text.as_bytes());
+                let mut frame = Frame::message(text, OpCode::Data(Data::Text), true);
+                frame.header_mut().mask = mask;
+                bytes(frame)
+            }
+        }
+    }
+}
+
+fn bytes(frame: Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Infallible: a vector takes everything.
+    let _ = frame.format(&mut bytes);
+    bytes
 }
 
 /// A line that is repeated without end. A comparison with it is one of memory, whatever was read,
@@ -53,9 +100,9 @@ pub struct Endless {
 }
 
 impl Endless {
-    fn new(line: &str) -> Endless {
+    fn new(line: &[u8]) -> Endless {
         Endless {
-            repeated: line.repeat(CHUNK.div_ceil(line.len()) + 1).into_bytes(),
+            repeated: line.repeat(CHUNK.div_ceil(line.len()) + 1),
             period: line.len(),
         }
     }
@@ -127,7 +174,7 @@ mod tests {
     }
 
     fn heard_instead(position: u64, heard: &str) -> Option<String> {
-        let replies = Endless::new("Hello, Ada!\n");
+        let replies = Endless::new(b"Hello, Ada!\n");
         match replies.check(position, heard.as_bytes()) {
             Err(Fault::Wrong { heard, wanted, .. }) => {
                 assert_eq!(wanted, "Hello, Ada!");

@@ -1,12 +1,13 @@
 //! One server under load, or several in turn, A B A B, because machines differ and are shared: the
 //! ratio is what counts.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use airlock::serve::scheduling::Scheduling;
+use airlock::settings::address::{Address, Scheme};
 
 use crate::cores::Cores;
+use crate::door::Door;
 use crate::fault::Fault;
 use crate::load::{self, Target};
 use crate::measured::Measured;
@@ -20,7 +21,7 @@ use crate::twin::Twin;
 ///
 /// # Errors
 /// The connections could not be opened. What goes wrong after that is counted in the result.
-pub fn measure(plan: &Plan, address: SocketAddr, progress: &Progress) -> Result<Measured, Fault> {
+pub fn measure(plan: &Plan, address: Address, progress: &Progress) -> Result<Measured, Fault> {
     let target = Target {
         address,
         cores: &[],
@@ -33,6 +34,10 @@ pub fn measure(plan: &Plan, address: SocketAddr, progress: &Progress) -> Result<
 /// Two servers under the same load, round for round.
 #[derive(Debug)]
 pub struct Comparison {
+    /// What both speak.
+    pub scheme: Scheme,
+    /// What Airlock is compared with.
+    pub twin: Twin,
     /// The greeter's logic compiled in, and threads as Airlock's: one per connection, or one.
     pub native: Vec<Measured>,
     /// Airlock's.
@@ -43,25 +48,23 @@ pub struct Comparison {
     pub airlock: Vec<Measured>,
 }
 
-/// Starts `airlock` as a server with these threads and options and `airlock_bench` as its native twin,
-/// and loads them [in turn](load_in_turn).
+/// Starts `airlock` as a server with these threads and options and `airlock_bench` as this twin with its
+/// options, at the same kind of door, and loads them [in turn](load_in_turn).
 ///
 /// # Errors
 /// A server did not start, or one of its answers was wrong.
 pub fn compare(
     plan: &Plan,
     rounds: u32,
+    (scheme, twin): (Scheme, Twin),
     (airlock, threads, options): (&Path, Scheduling, &[String]),
-    airlock_bench: &Path,
+    (airlock_bench, twin_options): (&Path, &[String]),
     progress: &Progress,
 ) -> Result<Comparison, Fault> {
-    let twin = match threads {
-        Scheduling::PerConnection => Twin::Plain,
-        Scheduling::Shared(_) => Twin::Epoll,
-    };
+    let door = Door::new(scheme)?;
     let subjects = [
-        servers::native(airlock_bench, twin),
-        servers::airlock(airlock, threads, options),
+        servers::native(airlock_bench, twin, &door, twin_options),
+        servers::airlock(airlock, &door, threads, options),
     ];
     let cores = Cores::split()?;
     let turns = load_in_turn(plan, rounds, &subjects, 2, cores.as_ref(), progress)?;
@@ -69,6 +72,8 @@ pub fn compare(
     // Two servers, two results.
     let [native, airlock] = runs?.try_into().unwrap_or_default();
     Ok(Comparison {
+        scheme,
+        twin,
         native,
         threads,
         options: options.to_vec(),
@@ -121,7 +126,14 @@ pub fn load_in_turn(
     // What a server keeps of connections that have ended would be missing in the next measure of its
     // memory: then there is a new one for each turn.
     let keep = plan.mode != Mode::Hold;
-    let start = |subject: &Subject| Server::start(subject, cores);
+    let before = plan.before();
+    let start = |subject: &Subject| {
+        let server = Server::start(subject, cores)?;
+        if let Some(before) = &before {
+            round(before, &server, progress)?;
+        }
+        Ok::<_, Fault>(server)
+    };
     let mut running: Vec<_> = subjects
         .iter()
         .map(|subject| keep.then(|| start(subject)))

@@ -1,28 +1,41 @@
 //! Native servers to compare with: the greeter's logic compiled in, and a thread per connection, or
-//! one for all (`epoll_twin.rs`).
+//! one for all (`epoll_twin.rs`). They listen at the same doors as Airlock, with the same TLS.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use airlock::limits::wire::Wire;
+use airlock::process::listener::Listener;
 use airlock::serve::blocking;
-use airlock::serve::listener;
+use airlock::serve::listener::{self, MOST_BACKLOG};
 use airlock::serve::socket::Socket;
+use airlock::serve::tls::Tls;
+use airlock::serve::transport::Transport;
+use airlock::serve::unix_socket;
+use airlock::settings::door::DoorSettings;
+use airlock::settings::store::StoreSettings;
+use airlock::talk::client::Endpoint;
 use airlock::talk::conversation::{Conversation, Event, Turn};
 use airlock::talk::framing::Framing;
 use airlock::talk::handler::{Handler, Outcome};
 use clap::ValueEnum;
+use rustls::ServerConfig;
+use tungstenite::protocol::WebSocketConfig;
+use tungstenite::{Error, Message};
 
-use crate::epoll_twin;
-use crate::talk::CHUNK;
-
-/// As many as Airlock's.
-const BACKLOG: u32 = listener::MOST_BACKLOG;
+use crate::store_twin::{self, Kept};
+use crate::stream::Stream;
+use crate::talk::{CHUNK, GOODBYE};
+use crate::{epoll_twin, haproxy};
 
 pub(crate) const WELCOME: &str = "Welcome!";
+
+/// What `keeper` says first.
+pub(crate) const HELLO: &str = "hello";
 
 /// What is around the greeter's logic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,31 +48,87 @@ pub enum Twin {
     Shim,
     /// One thread for all connections, which nothing limits either. As fast as one thread gets.
     Epoll,
+    /// HAProxy, which ends TLS, in front of the plain one.
+    Haproxy,
 }
 
-/// Serves on a free port, which is printed, until the process ends.
+impl Twin {
+    /// What its figures are called beside Airlock's.
+    pub fn column(self) -> &'static str {
+        match self {
+            Twin::Haproxy => "haproxy",
+            Twin::Plain | Twin::Shim | Twin::Epoll => "native",
+        }
+    }
+}
+
+/// Serves at a door, whose address is printed, until the process ends: the greeter, or, where there is
+/// a store, `keeper`.
 ///
 /// # Errors
-/// There is no port, or nobody to tell.
-pub fn serve(twin: Twin, mut output: impl Write) -> io::Result<()> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = listener::bind(any, BACKLOG, false).map_err(io::Error::other)?;
-    writeln!(output, "listening on {}", listener.local_addr()?)?;
-    match twin {
-        Twin::Plain => each_on_a_thread(&listener, |stream| {
-            let _ = greet(stream);
-        }),
-        Twin::Shim => each_on_a_thread(&listener, converse),
-        Twin::Epoll => return epoll_twin::serve(listener).map(|never| match never {}),
+/// There is no such door or store, or nobody to tell.
+pub fn serve(
+    twin: Twin,
+    door: &DoorSettings,
+    store: Option<&StoreSettings>,
+    mut output: impl Write,
+) -> io::Result<Infallible> {
+    let store = store.map(Kept::open).transpose()?;
+    let tls = door.tls().map(Tls::new).transpose();
+    let tls = tls.map_err(io::Error::other)?.map(|tls| tls.config());
+    let listener = bind(door)?;
+    match listener.local_addr()?.as_socket() {
+        Some(address) => writeln!(output, "listening on {address}")?,
+        None => writeln!(output, "listening on {}", door.address)?,
     }
-    Ok(())
+    if let Some(store) = store {
+        return each_on_a_thread(&listener, tls, move |stream| keep(stream, &store));
+    }
+    match (twin, door.address.scheme.is_websocket()) {
+        (Twin::Plain, false) => each_on_a_thread(&listener, tls, greet),
+        (Twin::Plain, true) => each_on_a_thread(&listener, tls, |stream| {
+            greet_with_messages(stream).map_err(io::Error::other)
+        }),
+        (Twin::Shim, false) if tls.is_none() => each_on_a_thread(&listener, None, |stream| {
+            converse(&stream.socket);
+            Ok(())
+        }),
+        (Twin::Epoll, false) => epoll_twin::serve(&listener, tls),
+        (Twin::Haproxy, false) => haproxy::serve(&listener, door),
+        _ => Err(io::Error::other("this twin does not speak that")),
+    }
 }
 
-fn each_on_a_thread(listener: &TcpListener, serve: fn(&TcpStream)) {
-    for stream in listener.incoming().flatten() {
+/// With as many who wait as Airlock has.
+fn bind(door: &DoorSettings) -> io::Result<Listener> {
+    let bound = match &door.address.endpoint {
+        Endpoint::Ip(address) => listener::bind(*address, &door.tcp(MOST_BACKLOG, false)),
+        Endpoint::Unix(path) => {
+            let path = path.as_deref().unwrap_or(Path::new(""));
+            unix_socket::bind(path, &door.unix(MOST_BACKLOG))
+        }
+    };
+    bound.map_err(io::Error::other)
+}
+
+/// A plain twin, of plain bytes.
+pub(crate) fn greet_each(listener: &Listener) -> io::Result<Infallible> {
+    each_on_a_thread(listener, None, greet)
+}
+
+fn each_on_a_thread(
+    listener: &Listener,
+    tls: Option<Arc<ServerConfig>>,
+    serve: impl Fn(Stream) -> io::Result<()> + Clone + Send + 'static,
+) -> io::Result<Infallible> {
+    loop {
+        let Ok((socket, _)) = listener.accept() else {
+            continue;
+        };
+        let (tls, serve) = (tls.clone(), serve.clone());
         // Clients that leave in the middle are no concern of a benchmark; one without a thread
         // notices.
-        let _ = thread::Builder::new().spawn(move || serve(&stream));
+        let _ = thread::Builder::new().spawn(move || serve(Stream::server(socket, tls)?));
     }
 }
 
@@ -76,11 +145,26 @@ pub fn answer(line: &str, reply: &mut String) -> bool {
     true
 }
 
-fn greet(mut stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+fn greet(stream: Stream) -> io::Result<()> {
+    talk(stream, WELCOME, answer)
+}
+
+/// A store that fails ends the connection.
+fn keep(stream: Stream, store: &Kept) -> io::Result<()> {
+    let mut store = store.connect()?;
+    talk(stream, HELLO, |line, reply| {
+        store_twin::answer(&mut *store, line, reply).is_ok()
+    })
+}
+
+fn talk(
+    mut stream: Stream,
+    greeting: &str,
+    mut answer: impl FnMut(&str, &mut String) -> bool,
+) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut pending = 0;
-    let mut replies = format!("{WELCOME}\n");
+    let mut replies = format!("{greeting}\n");
     loop {
         stream.write_all(replies.as_bytes())?;
         replies.clear();
@@ -89,18 +173,44 @@ fn greet(mut stream: &TcpStream) -> io::Result<()> {
             return Ok(());
         }
         let end = pending + count;
-        let (taken, leaves) = answer_all(&buffer[..end], &mut replies);
+        let (taken, leaves) = answer_all(&buffer[..end], &mut replies, &mut answer);
         if leaves {
-            return stream.write_all(replies.as_bytes());
+            stream.write_all(replies.as_bytes())?;
+            return stream.say_end();
         }
         buffer.copy_within(taken..end, 0);
         pending = end - taken;
     }
 }
 
+/// The room for what is received is no larger than Airlock's.
+const WEBSOCKET_BYTES: usize = 4096;
+
+fn greet_with_messages(stream: Stream) -> Result<(), Error> {
+    let config = WebSocketConfig::default().read_buffer_size(WEBSOCKET_BYTES);
+    let accepted = tungstenite::accept_with_config(stream, Some(config));
+    let mut socket = accepted.map_err(|_| Error::ConnectionClosed)?;
+    socket.send(Message::text(WELCOME))?;
+    loop {
+        let Message::Text(line) = socket.read()? else {
+            continue;
+        };
+        let mut reply = String::new();
+        if !answer(&line, &mut reply) {
+            socket.close(Some(GOODBYE))?;
+            return Ok(socket.get_mut().say_end()?);
+        }
+        socket.send(Message::text(reply))?;
+    }
+}
+
 /// Writes the answers to all whole lines of `input` behind what is in `replies`. Returns how much of
 /// it they are, and whether the last one ends the conversation: it is a goodbye, or no text.
-pub(crate) fn answer_all(input: &[u8], replies: &mut String) -> (usize, bool) {
+pub(crate) fn answer_all(
+    input: &[u8],
+    replies: &mut String,
+    mut answer: impl FnMut(&str, &mut String) -> bool,
+) -> (usize, bool) {
     let mut taken = 0;
     while let Some(length) = memchr::memchr(b'\n', &input[taken..]) {
         let line = &input[taken..taken + length];
@@ -113,13 +223,19 @@ pub(crate) fn answer_all(input: &[u8], replies: &mut String) -> (usize, bool) {
     (taken, false)
 }
 
-fn converse(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
+fn converse(stream: &socket2::Socket) {
     let mut socket = Socket::new(stream);
+    let mut transport = Transport::Plain;
     let mut conversation = Conversation::new(Framing::Auto, Wire::DEFAULT);
     let mut turn = conversation.start(|| Ok(Greeter));
     while let Turn::Wait(wait) = turn {
-        turn = match blocking::perform(wait, &mut conversation, &mut socket, &|| false) {
+        turn = match blocking::perform(
+            wait,
+            &mut conversation,
+            &mut socket,
+            &mut transport,
+            &|| false,
+        ) {
             Some(event) => conversation.turn(event),
             None => conversation.resume(),
         };
@@ -127,7 +243,13 @@ fn converse(stream: &TcpStream) {
     // However it has ended.
     let mut event = Event::Sent(0);
     while let Some(wait) = conversation.goodbye(event) {
-        let next = blocking::perform(wait, &mut conversation, &mut socket, &|| false);
+        let next = blocking::perform(
+            wait,
+            &mut conversation,
+            &mut socket,
+            &mut transport,
+            &|| false,
+        );
         event = next.unwrap_or(Event::Sent(0));
     }
 }

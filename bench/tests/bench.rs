@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use std::sync::{Barrier, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bench::door::Door;
 use bench::program;
 use bench::servers::{self, Server, Subject};
 use bench::twin::Twin;
@@ -20,8 +22,11 @@ use serde_json::Value;
 
 const AIRLOCK_BENCH: &str = env!("CARGO_BIN_EXE_airlock-bench");
 
-/// As `airlock-bench` builds it, so that it is not built twice.
-static AIRLOCK: LazyLock<PathBuf> = LazyLock::new(|| program::build(program::PROFILE).unwrap());
+/// As `airlock-bench` builds it and the guest, so that neither is built twice.
+static AIRLOCK: LazyLock<PathBuf> = LazyLock::new(|| {
+    program::build_guest("keeper").unwrap();
+    program::build(program::PROFILE).unwrap()
+});
 
 const SHORT: &str = "--duration=200ms";
 
@@ -45,6 +50,7 @@ fn airlock(options: &'static [&'static str]) -> Server<'static> {
     };
     let subject = Subject {
         name: "Airlock",
+        address: Door::TCP.address("airlock"),
         command: Rc::new(command),
     };
     Server::start(&subject, None).unwrap()
@@ -86,6 +92,104 @@ fn foreign(talk: fn(&TcpStream, &mut dyn Iterator<Item = String>)) -> SocketAddr
         }
     });
     address
+}
+
+#[test]
+fn a_unix_socket_is_measured_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}", folder.path().join("door.sock").display());
+    let listen: &'static str = format!("--listen={address}").leak();
+    let options: &'static [&'static str] = vec![listen].leak();
+    let _server = airlock(options);
+    for mode in ["ping", "pipeline", "churn", "hold"] {
+        let report = json_report(&[&address, "--mode", mode, "--connections=10"]);
+        assert_eq!(report["errors"], 0, "{report}");
+        assert!(report["answered"].as_f64().unwrap() >= 10.0, "{report}");
+    }
+}
+
+#[test]
+fn airlock_and_its_twins_are_measured_over_every_door() {
+    for (door, mode, threads) in [
+        ("unix", "ping", "1"),
+        ("tls", "ping", "per-connection"),
+        ("tls", "pipeline", "1"),
+        ("tls", "churn", "per-connection"),
+        ("tls", "churn", "1"),
+        ("ws", "ping", "1"),
+        ("wss", "pipeline", "per-connection"),
+        ("wss", "churn", "per-connection"),
+        ("wss", "hold", "1"),
+    ] {
+        let arguments = ["--door", door, "--mode", mode, "--threads", threads];
+        let report = json_report(&[&["--rounds=1", "--connections=10"], &arguments[..]].concat());
+        assert_eq!(report["door"], door);
+        assert_eq!(report["beside"], "native");
+        for server in ["native", "airlock"] {
+            let run = &report[server][0];
+            assert_eq!(run["errors"], 0, "{report}");
+            assert!(run["answered"].as_f64() >= Some(10.0), "{report}");
+        }
+    }
+}
+
+#[test]
+fn haproxy_takes_the_place_of_the_twin() {
+    let arguments = ["--door=tls", "--haproxy", "--mode=churn", "--rounds=1"];
+    let report = json_report(&arguments);
+    assert_eq!(report["beside"], "haproxy");
+    assert_eq!(report["native"][0]["errors"], 0, "{report}");
+}
+
+/// A Redis at a socket in this folder.
+struct Redis(Child);
+
+impl Redis {
+    fn start(socket: &Path) -> Redis {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", "0", "--save", "", "--unixsocket"]);
+        let started = command.arg(socket).stdout(Stdio::null()).spawn();
+        let redis = Redis(started.unwrap());
+        eventually("it listens", || UnixStream::connect(socket).is_ok());
+        redis
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_store_is_measured_beside_a_twin_that_has_one_like_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name| folder.path().join(name).display().to_string();
+    let socket = path("redis.sock");
+    let _redis = Redis::start(socket.as_ref());
+    let file = format!("file:{}", path("a.redb"));
+    let relaxed = format!("file:{}?durability=relaxed", path("b.redb"));
+    for store in [
+        "memory:",
+        &file,
+        &relaxed,
+        &format!("redis+unix://{socket}"),
+    ] {
+        for operation in ["get", "set", "increment"] {
+            let arguments = ["--store", store, "--operation", operation];
+            let report = json_report(&[&["--rounds=1"], &arguments[..]].concat());
+            assert_eq!(report["operation"], operation);
+            for server in ["native", "airlock"] {
+                let run = &report[server][0];
+                assert_eq!(run["errors"], 0, "{report}");
+                assert!(run["answered"].as_f64() >= Some(64.0), "{report}");
+            }
+        }
+    }
+    for written in ["a.redb", "a.redb.twin", "b.redb", "b.redb.twin"] {
+        assert!(folder.path().join(written).exists(), "{written}");
+    }
 }
 
 #[test]
@@ -291,6 +395,9 @@ fn options_that_contradict_each_other_are_refused() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(complaint(&["--depth=2"]).contains("--mode pipeline"));
     assert!(complaint(&["--mode=hold", "--rate=2"]).contains("--mode hold"));
+    assert!(complaint(&["--haproxy"]).contains("--door tls"));
+    assert!(complaint(&["--store=memory:", "--mode=churn"]).contains("connections that stay"));
+    assert!(complaint(&["ws://127.0.0.1:9", "--crlf"]).contains("not for ws://"));
     assert!(complaint(&["--connections=4000000000"]).contains("open files"));
 }
 
@@ -420,9 +527,9 @@ fn few_threads_are_set_against_a_twin_with_one() {
 fn every_twin_serves_the_greeter() {
     const LINES: usize = 1_000_000;
     for twin in [Twin::Plain, Twin::Shim, Twin::Epoll] {
-        let subject = servers::native(Path::new(AIRLOCK_BENCH), twin);
+        let subject = servers::native(Path::new(AIRLOCK_BENCH), twin, &Door::TCP, &[]);
         let server = Server::start(&subject, None).unwrap();
-        let client = TcpStream::connect(server.address).unwrap();
+        let client = TcpStream::connect(server.address.to_string()).unwrap();
         client
             .set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();

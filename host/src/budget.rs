@@ -27,6 +27,11 @@ impl Budget {
         self.bytes_left.swap(0, Ordering::Relaxed)
     }
 
+    #[cfg(test)]
+    pub(crate) fn bytes_left(&self) -> u64 {
+        self.bytes_left.load(Ordering::Relaxed)
+    }
+
     /// Takes all of `bytes` if `rest` is left then.
     fn take_leaving(&self, bytes: u64, rest: u64) -> bool {
         let take = |left: u64| left.checked_sub(bytes).filter(|&left| left >= rest);

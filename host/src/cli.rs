@@ -1,7 +1,9 @@
 //! The command line, into what is to be done. The only place that reads arguments and environment.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::builder::Resettable;
@@ -12,12 +14,14 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use crate::sandbox::compiler::child::Compile;
 use crate::settings::Settings;
 use crate::settings::effective::Sources;
-use crate::settings::file::{Fault, File, Reading};
+use crate::settings::file::{Fault, File, Reading, Values};
 use crate::settings::keys::{self, Table};
 use crate::settings::process::ProcessSettings;
 use crate::settings::schema::schema;
 use crate::settings::service::{DEFAULT_NAME, GuestSettings, ServiceSettings};
+use crate::settings::store::{StoreSettings, store};
 use crate::settings::values::variable;
+use crate::versions::guest_file::Fingerprint;
 
 /// Has the guest's variables, one a line.
 const ENVIRONMENT: &str = "AIRLOCK_ENV";
@@ -25,12 +29,14 @@ const ENVIRONMENT: &str = "AIRLOCK_ENV";
 /// What is to be done.
 #[derive(Debug)]
 pub enum Task {
-    /// Serve.
-    Serve(Settings),
+    /// Serve what these settings describe, which come from a file if there is one.
+    Serve(Settings, Option<Box<Source>>),
     /// Say whether what is named would be served.
     Check(Box<Check>),
     /// Play conversations to a guest.
     Test(Test),
+    /// Look into a store, or change it.
+    Store(Box<Store>),
     /// Print this.
     Print(String),
     /// Compile a guest for a server.
@@ -64,6 +70,34 @@ pub struct Test {
     pub settings: GuestSettings,
     /// The conversations.
     pub scripts: Vec<PathBuf>,
+    /// What stores have at the beginning of each, by their names: files with a line for each entry.
+    pub contents: Vec<(String, PathBuf)>,
+}
+
+/// What `airlock store` is given.
+#[derive(Debug)]
+pub struct Store {
+    /// The store, or a part of it.
+    pub store: StoreSettings,
+    /// What is done to it.
+    pub action: StoreAction,
+}
+
+/// What can be done to a store.
+#[derive(Debug)]
+pub enum StoreAction {
+    /// Print the value of this key.
+    Get(String),
+    /// Set a key to this value, or to what standard input has.
+    Set(String, Option<String>),
+    /// Print the keys.
+    List,
+    /// Print all entries.
+    Export,
+    /// Set those that standard input has.
+    Import,
+    /// Print what it holds.
+    Stats,
 }
 
 /// Why nothing is done.
@@ -73,6 +107,35 @@ pub enum Refusal {
     Usage(clap::Error),
     /// All that is wrong with the file of settings.
     File(Vec<Fault>),
+}
+
+/// One line. The first fault of a file says what to do next.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // The first paragraph of clap's report says it all; the rest is its advice to read the
+            // help.
+            Refusal::Usage(error) => {
+                let report = error.to_string();
+                let lines = report.lines().map(str::trim);
+                let lines: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+                write!(f, "{}", lines.join(" ").trim_start_matches("error: "))
+            }
+            Refusal::File(faults) => {
+                let (Some(first), count) = (faults.first(), faults.len()) else {
+                    return Ok(());
+                };
+                write!(f, "{first}")?;
+                match count {
+                    ..=1 => Ok(()),
+                    _ => {
+                        let more = count - 1;
+                        write!(f, " (and {more} more: airlock check --config has all)")
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl From<clap::Error> for Refusal {
@@ -114,6 +177,9 @@ enum Command {
     Record(Box<Record>),
     /// Print the settings that hold, as a file that would set them, with where each comes from
     Config(Box<Config>),
+    /// Look into a store, change it, and bring its content elsewhere
+    #[command(subcommand)]
+    Store(StoreOptions),
     /// Compile a guest for a server, which starts this by itself
     #[command(hide = true)]
     Compile(Compile),
@@ -161,9 +227,86 @@ struct TestOptions {
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
 
+    /// Begin each conversation with this in a store, as `airlock store export` has printed it; repeatable
+    #[arg(long, value_name = "STORE=FILE", value_parser = content)]
+    content: Vec<(String, PathBuf)>,
+
     /// What the guest may do and take.
     #[command(flatten)]
     guest: GuestSettings,
+}
+
+/// The name of a store, and a file with its content.
+fn content(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, file) = text.split_once('=').ok_or("want STORE=FILE")?;
+    Ok((name.to_owned(), file.into()))
+}
+
+/// What `airlock store` does, each to a store like file:/var/lib/airlock/book.redb or
+/// redis://127.0.0.1:6379 (?prefix=NAME for a part of it).
+#[derive(Debug, Subcommand)]
+enum StoreOptions {
+    /// Print the value of a key, as it is
+    Get {
+        /// The store
+        #[arg(value_name = "URL", value_parser = store_at)]
+        store: StoreSettings,
+        /// The key
+        key: String,
+    },
+    /// Set the value of a key
+    Set {
+        /// The store
+        #[arg(value_name = "URL", value_parser = store_at)]
+        store: StoreSettings,
+        /// The key
+        key: String,
+        /// The value [default: what standard input has]
+        value: Option<String>,
+    },
+    /// Print the keys, one a line
+    List {
+        /// The store
+        #[arg(value_name = "URL", value_parser = store_at)]
+        store: StoreSettings,
+    },
+    /// Print all entries, a line of JSON each
+    Export {
+        /// The store
+        #[arg(value_name = "URL", value_parser = store_at)]
+        store: StoreSettings,
+    },
+    /// Set the entries of standard input, as `export` prints them
+    Import {
+        /// The store
+        #[arg(value_name = "URL", value_parser = store_at)]
+        store: StoreSettings,
+    },
+    /// Print how many entries there are, and what they take
+    Stats {
+        /// The store
+        #[arg(value_name = "URL", value_parser = store_at)]
+        store: StoreSettings,
+    },
+}
+
+impl From<StoreOptions> for Store {
+    fn from(options: StoreOptions) -> Store {
+        let (store, action) = match options {
+            StoreOptions::Get { store, key } => (store, StoreAction::Get(key)),
+            StoreOptions::Set { store, key, value } => (store, StoreAction::Set(key, value)),
+            StoreOptions::List { store } => (store, StoreAction::List),
+            StoreOptions::Export { store } => (store, StoreAction::Export),
+            StoreOptions::Import { store } => (store, StoreAction::Import),
+            StoreOptions::Stats { store } => (store, StoreAction::Stats),
+        };
+        Store { store, action }
+    }
+}
+
+/// A store that has no other name than its URL.
+fn store_at(url: &str) -> Result<StoreSettings, String> {
+    store(&format!("store={url}"))
 }
 
 /// The options of `airlock record`.
@@ -225,29 +368,56 @@ pub fn from_process() -> Result<Task, Refusal> {
         input.command = command.mut_args(|option| option.env(Resettable::Reset));
     }
     let matches = input.matches(None)?;
-    let own = matches.subcommand().map_or(&matches, |(_, own)| own);
+    let own = options(&matches);
     match Cli::from_arg_matches(&matches)?.command {
-        None => input.settings(own).map(Task::Serve),
-        Some(Command::Record(record)) => {
-            let mut settings = input.settings(own)?;
-            let [service] = &mut settings.services[..] else {
-                let file = record.serve.config.unwrap_or_default();
-                return Err(input.misplaced("DIR", "record", &file).into());
-            };
-            service.record = Some(record.folder);
-            Ok(Task::Serve(settings))
-        }
+        None => input.serve(None),
+        Some(Command::Record(record)) => input.serve(Some(record.folder)),
         Some(Command::Config(config)) if config.schema => {
             Ok(Task::Print(format!("{:#}\n", schema())))
         }
         Some(Command::Config(_)) => input.effective(own).map(Task::Print),
         Some(Command::Check(options)) => input.check(options, own),
         Some(Command::Test(options)) => input.test(options, own),
+        Some(Command::Store(options)) => Ok(Task::Store(Box::new(options.into()))),
         Some(Command::Compile(options)) => Ok(Task::Compile(options)),
     }
 }
 
+/// Where the settings of a server come from besides its options and variables, which hold for as long
+/// as it serves.
+#[derive(Debug)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// What it was like before it was read.
+    pub seen: Option<Fingerprint>,
+    input: Input,
+    record: Option<PathBuf>,
+    /// What it set for the process at the start.
+    process: Values,
+}
+
+impl Source {
+    /// Reads the file again. Returns the settings that hold then, and the keys that can only be obeyed
+    /// at a start.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn read(&self) -> Result<(Settings, Vec<String>), Refusal> {
+        let (settings, file) = self.input.settings(self.record.as_deref())?;
+        let now = file.map(|file| file.process).unwrap_or_default();
+        let texts =
+            |values: &Values, name: &String| values.get(name).map(|given| given.texts.clone());
+        let names: BTreeSet<_> = self.process.keys().chain(now.keys()).collect();
+        let changed = names
+            .into_iter()
+            .filter(|name| texts(&self.process, name) != texts(&now, name));
+        Ok((settings, changed.cloned().collect()))
+    }
+}
+
 /// What was said, and what may be said.
+#[derive(Debug)]
 struct Input {
     arguments: Vec<OsString>,
     command: clap::Command,
@@ -313,8 +483,7 @@ impl Input {
         }
         let services = file.services.keys().map(|name| {
             let matches = self.matches(Some((&file, name)))?;
-            let own = matches.subcommand().map_or(&matches, |(_, own)| own);
-            Ok((name.clone(), own.clone()))
+            Ok((name.clone(), options(&matches).clone()))
         });
         let services = services.collect::<Result<_, clap::Error>>()?;
         let file = Some(file);
@@ -345,8 +514,36 @@ impl Input {
         self.error(ErrorKind::ArgumentConflict, message)
     }
 
-    fn settings(&self, own: &ArgMatches) -> Result<Settings, Refusal> {
-        self.settings_of(&self.merged(own)?, own)
+    fn serve(self, record: Option<PathBuf>) -> Result<Task, Refusal> {
+        let matches = self.matches(None)?;
+        let path = options(&matches).get_one::<PathBuf>("config").cloned();
+        let seen = path.as_deref().and_then(Fingerprint::of);
+        let (settings, file) = self.settings(record.as_deref())?;
+        let source = file.map(|file| Source {
+            path: file.path,
+            seen,
+            input: self,
+            record,
+            process: file.process,
+        });
+        Ok(Task::Serve(settings, source.map(Box::new)))
+    }
+
+    /// The settings that hold, and the file from which some come. `record` is where the conversations
+    /// of the one service go, if that is asked for.
+    fn settings(&self, record: Option<&Path>) -> Result<(Settings, Option<File>), Refusal> {
+        let matches = self.matches(None)?;
+        let own = options(&matches);
+        let merged = self.merged(own)?;
+        let mut settings = self.settings_of(&merged, own)?;
+        if let Some(folder) = record {
+            let [service] = &mut settings.services[..] else {
+                let file = merged.file.map(|file| file.path).unwrap_or_default();
+                return Err(self.misplaced("DIR", "record", &file).into());
+            };
+            service.record = Some(folder.to_owned());
+        }
+        Ok((settings, merged.file))
     }
 
     fn settings_of(&self, merged: &Merged, own: &ArgMatches) -> Result<Settings, Refusal> {
@@ -422,10 +619,25 @@ impl Input {
                 (service.guest, service.guest_settings)
             }
         };
+        let stores = || settings.stores.iter().map(|store| &*store.name);
+        for (name, _) in &options.content {
+            if !stores().any(|granted| granted == name) {
+                let granted: Vec<_> = stores().collect();
+                let message = match &granted[..] {
+                    [] => "--content is for guests with stores: grant one with --store".to_owned(),
+                    granted => format!(
+                        "--content: the guest has no store `{name}`: it has {}",
+                        granted.join(", ")
+                    ),
+                };
+                return Err(self.error(ErrorKind::ArgumentConflict, message).into());
+            }
+        }
         Ok(Task::Test(Test {
             guest,
             settings,
             scripts: options.scripts,
+            contents: options.content,
         }))
     }
 
@@ -448,6 +660,11 @@ impl Input {
         let message = format!("`{}` {error}", file.display());
         self.error(ErrorKind::InvalidValue, message)
     }
+}
+
+/// Those of the subcommand, if there is one.
+fn options(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand().map_or(matches, |(_, own)| own)
 }
 
 /// The service of this name; or else which there are.
@@ -528,7 +745,7 @@ mod tests {
             total_compile_memory_bytes: 4 << 30,
             ..Process::new(1000, 4 << 30)
         };
-        let bounds = settings.bounds(capacity);
+        let bounds = settings.bounds(capacity, false);
         assert_eq!(bounds, Ok((process, vec![Limits::new(1000)])));
     }
 }

@@ -6,12 +6,11 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use airlock::cli::{self, Refusal, Task};
+use airlock::cli::{self, Refusal, Source, Task};
 use airlock::logging;
 use airlock::sandbox::compiler::child;
 use airlock::serve::listener;
 use airlock::settings::Settings;
-use airlock::settings::file::Fault;
 use anyhow::{Result, anyhow};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
@@ -23,13 +22,13 @@ fn main() -> ExitCode {
     let _ = flag::register(SIGXFSZ, Arc::default());
     let task = match cli::from_process() {
         Ok(task) => task,
-        Err(Refusal::Usage(error)) if error.use_stderr() => return usage(&error),
-        Err(Refusal::Usage(help)) => help.exit(),
-        Err(Refusal::File(faults)) => return faulty(&faults),
+        Err(Refusal::Usage(help)) if !help.use_stderr() => help.exit(),
+        Err(refusal) => return refuse(&refusal),
     };
     let result = match task {
-        Task::Serve(settings) => serve(settings),
+        Task::Serve(settings, source) => serve(settings, source),
         Task::Check(task) => aside(|| commands::check::run(*task)),
+        Task::Store(task) => aside(|| commands::store::run(*task)),
         Task::Test(task) => aside(|| commands::test::run(&task)),
         Task::Print(text) => print(&text),
         Task::Compile(options) => child::run(options).map_err(Into::into),
@@ -40,11 +39,11 @@ fn main() -> ExitCode {
     })
 }
 
-fn serve(settings: Settings) -> Result<ExitCode> {
+fn serve(settings: Settings, source: Option<Box<Source>>) -> Result<ExitCode> {
     // Before the log's thread: it changes the environment.
     let from_systemd = listener::from_systemd().map_err(|error| anyhow!(error))?;
     let _log = logging::start(settings.process.log.format, settings.process.log.level());
-    commands::serve::run(settings, from_systemd)
+    commands::serve::run(settings, source, from_systemd)
 }
 
 /// Runs a command whose result is its output; what is logged on the way is what the guest prints.
@@ -58,30 +57,11 @@ fn print(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first fault of a file says what to do next.
-fn faulty(faults: &[Fault]) -> ExitCode {
-    let first = faults.first().map(Fault::to_string).unwrap_or_default();
-    let more = match faults.len() {
-        ..=1 => String::new(),
-        count => format!(" (and {} more: airlock check --config has all)", count - 1),
-    };
-    complain(&format!("{first}{more}"));
-    ExitCode::from(2)
-}
-
-/// The first paragraph of clap's report says it all; the rest is its advice to read the help.
-fn usage(error: &clap::Error) -> ExitCode {
-    let report = error.to_string();
-    let lines: Vec<_> = report
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.is_empty())
-        .collect();
-    let line = lines.join(" ");
-    complain(&format!(
-        "{} (see airlock --help)",
-        line.trim_start_matches("error: ")
-    ));
+fn refuse(refusal: &Refusal) -> ExitCode {
+    complain(&match refusal {
+        Refusal::Usage(_) => format!("{refusal} (see airlock --help)"),
+        Refusal::File(_) => refusal.to_string(),
+    });
     ExitCode::from(2)
 }
 

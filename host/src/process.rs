@@ -4,6 +4,7 @@ pub mod capacity;
 pub(crate) mod connections;
 pub mod heap;
 mod interrupt;
+pub mod listener;
 pub mod room;
 pub mod service_manager;
 pub mod shutdown;

@@ -5,6 +5,7 @@ pub mod client;
 pub mod conversation;
 pub mod framing;
 pub mod handler;
+pub mod mailbox;
 mod patience;
 pub mod play;
 pub mod recorder;

@@ -2,7 +2,8 @@
 
 pub mod assignment;
 pub mod canary;
+pub mod following;
 pub mod guest_file;
 pub mod reload;
 pub mod trial;
-mod watch;
+pub(crate) mod watch;

@@ -13,6 +13,19 @@ pub mod airlock {
       super::super::super::__link_custom_section_describing_imports;
       
       use super::super::super::_rt;
+      /// What stands in a client's certificate.
+      #[derive(Clone)]
+      pub struct Identity {
+        /// Its subject, as RFC 4514 writes it: `CN=ada,O=Example`.
+        pub subject: _rt::String,
+        /// The DNS names that it is for, which may be none.
+        pub dns_names: _rt::Vec::<_rt::String>,
+      }
+      impl ::core::fmt::Debug for Identity {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          f.debug_struct("Identity").field("subject", &self.subject).field("dns-names", &self.dns_names).finish()
+        }
+      }
       #[allow(unused_unsafe, clippy::all)]
       /// The number of this connection, counted from 1 since the server started. The server's log
       /// names the connection by the same number.
@@ -34,7 +47,8 @@ pub mod airlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// The client's address and port: `203.0.113.7:50312` or `[2001:db8::7]:50312`.
+      /// The client's address and port: `203.0.113.7:50312` or `[2001:db8::7]:50312`. A client of a
+      /// Unix socket has none: it is `unix:`, and the path of the client's own socket if that has one.
       #[allow(async_fn_in_trait)]
       pub fn peer_address() -> _rt::String{
         unsafe {
@@ -63,7 +77,8 @@ pub mod airlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// The address and port of this server that the client reached, in the same form.
+      /// The address and port of this server that the client reached, in the same form; of a Unix
+      /// socket its path, `unix:/run/airlock.sock`.
       #[allow(async_fn_in_trait)]
       pub fn local_address() -> _rt::String{
         unsafe {
@@ -89,6 +104,87 @@ pub mod airlock {
           let bytes4 = _rt::Vec::from_raw_parts(l2.cast(), len4, len4);
           let result5 = _rt::string_lift(bytes4);
           result5
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
+      /// Whether what the client and this server say is encrypted on its way, by TLS.
+      #[allow(async_fn_in_trait)]
+      pub fn is_encrypted() -> bool{
+        unsafe {
+
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "airlock:line/connection@0.1.0")]
+          unsafe extern "C" {
+            #[link_name = "is-encrypted"]
+            fn wit_import0() -> i32;
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import0() -> i32 { unreachable!() }
+          let ret = wit_import0();
+          _rt::bool_lift(ret as u8)
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
+      /// Who the client is, where it has shown a certificate that comes from one of the door's
+      /// `client-ca`. The shim has verified that, and that the client has its key.
+      #[allow(async_fn_in_trait)]
+      pub fn peer_identity() -> ::core::option::Option<Identity>{
+        unsafe {
+
+          #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+          #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 5*::core::mem::size_of::<*const u8>()]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 5*::core::mem::size_of::<*const u8>()]);
+          let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "airlock:line/connection@0.1.0")]
+          unsafe extern "C" {
+            #[link_name = "peer-identity"]
+            fn wit_import1(_: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import1(_: *mut u8, ) { unreachable!() }
+          wit_import1(ptr0);
+          let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+          let result12 = match l2 {
+            0 => None,
+            1 => {
+              let e = {
+                let l3 = *ptr0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                let l4 = *ptr0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                let len5 = l4;
+                let bytes5 = _rt::Vec::from_raw_parts(l3.cast(), len5, len5);
+                let l6 = *ptr0.add(3*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                let l7 = *ptr0.add(4*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                let base11 = l6;
+                let len11 = l7;
+                let mut result11 = _rt::Vec::with_capacity(len11);
+                for i in 0..len11 {
+                  let base = base11.add(i * (2*::core::mem::size_of::<*const u8>()));
+                  let e11 = {
+                    let l8 = *base.add(0).cast::<*mut u8>();
+                    let l9 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+                    let len10 = l9;
+                    let bytes10 = _rt::Vec::from_raw_parts(l8.cast(), len10, len10);
+
+                    _rt::string_lift(bytes10)
+                  };
+                  result11.push(e11);
+                }
+                _rt::cabi_dealloc(base11, len11 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+
+                Identity{
+                  subject: _rt::string_lift(bytes5),
+                  dns_names: result11,
+                }
+              };
+              Some(e)
+            }
+            _ => _rt::invalid_enum_discriminant(),
+          };
+          result12
         }
       }
 
@@ -252,7 +348,8 @@ pub mod exports {
         #[allow(async_fn_in_trait)]
         fn greeting() -> ::core::option::Option<_rt::String>;
         /// Called for every message, in the order of arrival. `line` comes without its line ending and
-        /// is never longer than `--max-line`; it can be empty.
+        /// is never longer than `--max-line`; it can be empty. A text message of WebSocket is one line,
+        /// and so is a chunk: these may have line feeds inside.
         #[allow(async_fn_in_trait)]
         fn handle_line(line: _rt::String,) -> Outcome;
       }
@@ -303,10 +400,16 @@ mod _rt {
       unsafe { String::from_utf8_unchecked(bytes) }
     }
   }
-  
-  #[cfg(target_arch = "wasm32")]
-  pub fn run_ctors_once() {
-    wit_bindgen::rt::run_ctors_once();
+  pub unsafe fn bool_lift(val: u8) -> bool {
+    if cfg!(debug_assertions) {
+      match val {
+        0 => false,
+        1 => true,
+        _ => panic!("invalid bool discriminant"),
+      }
+    } else {
+      val != 0
+    }
   }
   pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
     if size == 0 {
@@ -316,6 +419,18 @@ mod _rt {
       let layout = alloc::Layout::from_size_align_unchecked(size, align);
       alloc::dealloc(ptr, layout);
     }
+  }
+  pub unsafe fn invalid_enum_discriminant<T>() -> T {
+    if cfg!(debug_assertions) {
+      panic!("invalid enum discriminant")
+    } else {
+      unsafe { core::hint::unreachable_unchecked() }
+    }
+  }
+  
+  #[cfg(target_arch = "wasm32")]
+  pub fn run_ctors_once() {
+    wit_bindgen::rt::run_ctors_once();
   }
   extern crate alloc as alloc_crate;
   pub use alloc_crate::alloc;
@@ -353,16 +468,18 @@ pub(crate) use __export_line_server_impl as export;
 #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:airlock:line@0.1.0:line-server:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 387] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x81\x02\x01A\x02\x01\
-A\x04\x01B\x05\x01@\0\0w\x04\0\x02id\x01\0\x01@\0\0s\x04\0\x0cpeer-address\x01\x01\
-\x04\0\x0dlocal-address\x01\x01\x03\0\x1dairlock:line/connection@0.1.0\x05\0\x01\
-B\x07\x01ks\x01q\x03\x05reply\x01s\0\x08no-reply\0\0\x05close\x01\0\0\x04\0\x07o\
-utcome\x03\0\x01\x01@\0\0\0\x04\0\x08greeting\x01\x03\x01@\x01\x04lines\0\x02\x04\
-\0\x0bhandle-line\x01\x04\x04\0\x1aairlock:line/handler@0.1.0\x05\x01\x04\0\x1ea\
-irlock:line/line-server@0.1.0\x04\0\x0b\x11\x01\0\x0bline-server\x03\0\0\0G\x09p\
-roducers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\
-\x060.61.1";
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 475] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xd9\x02\x01A\x02\x01\
+A\x04\x01B\x0d\x01ps\x01r\x02\x07subjects\x09dns-names\0\x04\0\x08identity\x03\0\
+\x01\x01@\0\0w\x04\0\x02id\x01\x03\x01@\0\0s\x04\0\x0cpeer-address\x01\x04\x04\0\
+\x0dlocal-address\x01\x04\x01@\0\0\x7f\x04\0\x0cis-encrypted\x01\x05\x01k\x02\x01\
+@\0\0\x06\x04\0\x0dpeer-identity\x01\x07\x03\0\x1dairlock:line/connection@0.1.0\x05\
+\0\x01B\x07\x01ks\x01q\x03\x05reply\x01s\0\x08no-reply\0\0\x05close\x01\0\0\x04\0\
+\x07outcome\x03\0\x01\x01@\0\0\0\x04\0\x08greeting\x01\x03\x01@\x01\x04lines\0\x02\
+\x04\0\x0bhandle-line\x01\x04\x04\0\x1aairlock:line/handler@0.1.0\x05\x01\x04\0\x1e\
+airlock:line/line-server@0.1.0\x04\0\x0b\x11\x01\0\x0bline-server\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rus\
+t\x060.61.1";
 
 #[inline(never)]
 #[doc(hidden)]

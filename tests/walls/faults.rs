@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use airlock::GREETER;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tungstenite::Message;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::components::stamped;
-use crate::support::{AIRLOCK, Changing, Client, Server, eventually, installed};
+use crate::support::{AIRLOCK, Changing, Client, Mode, Server, eventually, installed};
+use crate::tls_client::connect;
 
 impl Server {
     /// Sets a limit of the running process.
@@ -165,6 +168,35 @@ fn without_addresses_connections_are_refused_and_those_inside_are_served() {
         assert_eq!(server.greeted().ask("Ada"), "Hello, Ada!");
     }
     assert!(all_served > 0);
+}
+
+/// In the words of WebSocket: it has been told already that it has one.
+#[test]
+fn whoever_has_shaken_hands_and_gets_no_thread_is_told_to_come_again() {
+    if Mode::tested() != Mode::PerConnection {
+        return;
+    }
+    let server = Server::start(&["--listen=ws://127.0.0.1:0"]);
+    let come = || {
+        let url = format!("ws://{}", server.tcp());
+        let (client, _) = tungstenite::client(url, connect(server.tcp())).unwrap();
+        client
+    };
+    let mut inside = come();
+    assert_eq!(inside.read().unwrap(), Message::text("Welcome!"));
+    // Less than a thread takes, and enough for a handshake.
+    let limit = (server.address_kib() << 10) + (10 << 20);
+    server.limit(Resource::As, Some(limit));
+    let mut client = come();
+    let word = Message::text("error: too many connections");
+    assert_eq!(client.read().unwrap(), word);
+    let close = client.read().unwrap();
+    assert!(matches!(close, Message::Close(Some(close)) if close.code == CloseCode::Again));
+    server.logged(&["refusing connections", "no thread"]);
+    inside.send(Message::text("Ada")).unwrap();
+    assert_eq!(inside.read().unwrap(), Message::text("Hello, Ada!"));
+    server.limit(Resource::As, None);
+    assert_eq!(come().read().unwrap(), Message::text("Welcome!"));
 }
 
 #[test]

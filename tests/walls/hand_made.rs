@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::components::{
-    NO_GREETING, component, component_for_many_lines, component_that_imports,
+    NO_GREETING, component, component_for_many_lines, component_that_hears, component_that_imports,
     component_with_memory, doing, greeting_by,
 };
 use crate::support::{Client, Server};
@@ -130,6 +130,50 @@ fn answers_to_several_lines_that_are_none_fail_the_guest() {
         let server = server(&answering_many(&long, 3), &["--max-reply=100"]);
         assert_eq!(ask(&server), "\nerror: the guest failed\n");
         server.logged(&["the guest failed", "answered 101 bytes", "--max-reply"]);
+    }
+}
+
+/// What a guest makes of messages is a list of texts at `list`, with this many in it; the first is at
+/// `pointer`, with `length`.
+fn hearing(list: u32, count: u32, [pointer, length]: [u32; 2]) -> Vec<u8> {
+    component_that_hears(&format!(
+        r#"(data (i32.const 16) "\ff\fe\fd")
+        (func $hear (param i32 i32 i32) (result i32)
+            (i32.store (i32.const 64) (i32.const {list}))
+            (i32.store (i32.const 68) (i32.const {count}))
+            (i32.store (i32.const 256) (i32.const {pointer}))
+            (i32.store (i32.const 260) (i32.const {length}))
+            i32.const 64)"#
+    ))
+}
+
+#[test]
+fn what_a_guest_makes_of_messages_that_is_none_fails_it() {
+    let ask = |component: &[u8]| {
+        let server = server(component, &["--topics=memory:", "--call-timeout=200ms"]);
+        let mut client = server.connect();
+        client.send("anything\n");
+        (client, server)
+    };
+    let (mut client, _server) = ask(&hearing(256, 1, [512, 5]));
+    assert_eq!(client.hear(), "\n");
+    assert_eq!(client.hear(), "topic\n");
+    for (component, cause) in [
+        (hearing(256, 1, [16, 3]), "invalid utf-8"),
+        (hearing(256, 1, [0, 1 << 30]), "out of bounds"),
+        (hearing(65_532, 1, [0, 0]), "out of bounds"),
+        (hearing(258, 1, [0, 0]), "not aligned"),
+        (hearing(256, u32::MAX, [0, 0]), "out of bounds"),
+        (
+            component_that_hears(
+                "(func $hear (param i32 i32 i32) (result i32) (loop $l br $l) i32.const 0)",
+            ),
+            "took longer",
+        ),
+    ] {
+        let (mut client, server) = ask(&component);
+        assert_eq!(client.rest(), "\nerror: the guest failed\n", "{cause}");
+        server.logged(&["the guest failed", "connection=1 ", cause]);
     }
 }
 

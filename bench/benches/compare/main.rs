@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use airlock::settings::values;
 use anyhow::Result;
 use bench::cores::{self, Cores};
+use bench::door::Door;
 use bench::open::make_room;
 use bench::program;
 use bench::servers::{self, Subject};
@@ -134,8 +135,8 @@ fn on_shared_cores(options: &Options, airlock: &Path) -> Result<String> {
     }];
     let (peers, versions) = described(subjects::go(2)?);
     let ours = [
-        servers::airlock(airlock, subjects::few(2), &[]),
-        servers::native(Path::new(AIRLOCK_BENCH), Twin::Epoll),
+        servers::airlock(airlock, &Door::TCP, subjects::few(2), &[]),
+        servers::native(Path::new(AIRLOCK_BENCH), Twin::Epoll, &Door::TCP, &[]),
     ];
     let needed = ours.len();
     let subjects: Vec<_> = ours.into_iter().chain(peers).collect();

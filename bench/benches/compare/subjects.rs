@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use airlock::serve::scheduling::Scheduling;
 use anyhow::Result;
+use bench::door::Door;
 use bench::servers::{self, Subject};
 use bench::twin::Twin;
 
@@ -33,11 +34,11 @@ pub(crate) fn ours<'a>(
     options: &'a [String],
 ) -> [Subject<'a>; OURS] {
     [
-        servers::native(airlock_bench, Twin::Plain),
-        servers::airlock(airlock, Scheduling::PerConnection, options),
-        servers::native(airlock_bench, Twin::Epoll),
-        servers::airlock(airlock, few(1), options),
-        servers::native(airlock_bench, Twin::Shim),
+        servers::native(airlock_bench, Twin::Plain, &Door::TCP, &[]),
+        servers::airlock(airlock, &Door::TCP, Scheduling::PerConnection, options),
+        servers::native(airlock_bench, Twin::Epoll, &Door::TCP, &[]),
+        servers::airlock(airlock, &Door::TCP, few(1), options),
+        servers::native(airlock_bench, Twin::Shim, &Door::TCP, &[]),
     ]
 }
 
@@ -72,7 +73,11 @@ pub(crate) fn go(threads: usize) -> Result<Vec<Peer>> {
             command.env("GOMAXPROCS", threads.to_string());
             command
         });
-        let subject = Subject { name, command };
+        let subject = Subject {
+            name,
+            address: Door::TCP.address(name),
+            command,
+        };
         peers.push(Peer { subject, version });
     }
     Ok(peers)
@@ -97,7 +102,11 @@ pub(crate) fn scripts() -> Vec<Peer> {
             command.arg(format!("{ROOT}/bench/peers/{script}"));
             command
         });
-        let subject = Subject { name, command };
+        let subject = Subject {
+            name,
+            address: Door::TCP.address(name),
+            command,
+        };
         peers.push(Peer { subject, version });
     }
     peers

@@ -52,7 +52,7 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
         .iter()
         .map(|fault| format!("{}\n", printable(fault)))
         .collect();
-    let capacity = settings.capacity();
+    let capacity = settings.capacity(true);
     let mut services = Map::new();
     for service in &settings.services {
         let (report, is_accepted) = match served(service, capacity) {
@@ -70,7 +70,7 @@ fn settings_file(settings: &Settings, faults: &[Fault], json: bool) -> Result<Re
         }
         services.insert(name.clone(), report);
     }
-    if accepted && let Err(error) = settings.bounds(capacity) {
+    if accepted && let Err(error) = settings.bounds(capacity, true) {
         accepted = false;
         text.push_str(&format!("{}\n", printable(&error)));
         faults.push(error);

@@ -9,10 +9,13 @@ use airlock::limits::process::Process;
 use airlock::process::capacity::{self, Each};
 use airlock::sandbox::compiler::Compiler;
 use airlock::sandbox::host::Host;
-use airlock::sandbox::runtime::Runtime;
+use airlock::sandbox::runtime::{Grants, Runtime};
 use airlock::settings::service::GuestSettings;
+use airlock::topics::exchange::{Exchange, Queued};
 use airlock::versions::guest_file::GuestFile;
 use anyhow::{Context, Result};
+
+use crate::commands::stores;
 
 /// The greeter, where there is no file.
 pub(crate) fn read_or_greeter(file: Option<&Path>) -> Result<GuestFile> {
@@ -43,10 +46,13 @@ pub(crate) fn runtime(options: &GuestSettings, compiler: Compiler) -> Result<Arc
         ..Process::new(1, capacity::claim(Each::DEFAULT, 0).guest_memory_bytes)
     };
     let host = Host::new(process, compiler)?;
-    Ok(Runtime::new(
-        &host,
-        None,
-        options.environment.clone(),
-        limits,
-    ))
+    let grants = Grants {
+        environment: options.environment.clone(),
+        stores: stores::empty(options),
+        topics: options
+            .topics
+            .as_ref()
+            .map(|_| Exchange::new(&Queued::default())),
+    };
+    Ok(Runtime::new(&host, None, grants, limits))
 }

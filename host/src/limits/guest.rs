@@ -11,6 +11,8 @@ pub struct Guest {
     pub call_time: Duration,
     /// Bytes of the linear memories of one guest instance.
     pub memory_bytes: usize,
+    /// How long one operation of a store may take.
+    pub store_time: Duration,
     /// How long compiling a guest may take.
     pub compile_time: Duration,
     /// Bytes of addresses of the process that compiles a guest, which bound its memory.
@@ -23,6 +25,7 @@ impl Guest {
         reply_bytes: REPLY_BYTES,
         call_time: CALL_TIME,
         memory_bytes: GUEST_MEMORY_BYTES,
+        store_time: STORE_TIME,
         compile_time: COMPILE_TIME,
         compile_memory_bytes: COMPILE_MEMORY_BYTES,
     };
@@ -66,8 +69,8 @@ pub const GUEST_TABLE_ELEMENTS: usize = 20_000;
 /// Core instances inside one guest instance: a Python guest has 38 (measured), a Rust guest 3.
 pub const GUEST_CORE_INSTANCES: u32 = 64;
 
-/// Host resources (pollables, streams) that a guest holds at once. A guest has its standard
-/// streams and a timer or two.
+/// Host resources (pollables, streams, buckets, swaps) that a guest holds at once. A guest has its
+/// standard streams and a timer or two.
 pub const GUEST_RESOURCES: usize = 256;
 
 /// Handles that the component holds at once, of its own resources and of the host's: 24 bytes each.
@@ -79,11 +82,106 @@ pub const GUEST_HANDLES: usize = 1024;
 pub const GUEST_INSTANCE_BYTES: usize = 1024 * 1024;
 
 /// Bytes that a guest may hand over in one call of the host however small `--max-reply` is, so that
-/// it can still print.
-pub const LEAST_TRANSFER_BYTES: usize = 64 * 1024;
+/// it can still print, and store the largest value.
+pub const LEAST_TRANSFER_BYTES: usize = 128 * 1024;
+
+/// The same of a guest that has stores: twice the largest batch, so that one that is larger is told
+/// `too large`.
+pub const LEAST_STORE_TRANSFER_BYTES: usize = 2 * STORE_BATCH_BYTES;
 
 /// Random bytes that a guest gets in one call.
 pub const RANDOM_BYTES: u64 = 64 * 1024;
+
+/// How long one operation of a store may take, if as much is left of the call. A disk takes
+/// milliseconds; a guest that is told of a timeout has time left to say so. Protects clients from
+/// stores.
+pub const STORE_TIME: Duration = Duration::from_secs(1);
+
+/// Bytes of a key in a store: room for a path or a URL.
+pub const STORE_KEY_BYTES: usize = 512;
+
+/// Bytes of a value in a store, as of a line. Protects the store, and the server's memory, from the
+/// guest.
+pub const STORE_VALUE_BYTES: usize = 64 * 1024;
+
+/// Keys of one page of a list, with the longest keys half a MiB.
+pub const STORE_PAGE_KEYS: usize = 1000;
+
+/// Keys of one batch.
+pub const STORE_BATCH: usize = 256;
+
+/// Bytes of the values of one batch. Protects the server's memory from the guest.
+pub const STORE_BATCH_BYTES: usize = 1024 * 1024;
+
+/// Operations of stores in one call; after them a guest is told `busy`. Protects other users of a
+/// store from one line of one client.
+pub const STORE_OPERATIONS: u32 = 256;
+
+/// Writes that wait for one store; of more, whoever asks is told `busy`. Protects the server's memory
+/// from a slow disk.
+pub const STORE_WAITING: usize = 4096;
+
+/// Bytes of those writes. The same.
+pub const STORE_WAITING_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How long what a `relaxed` store has acknowledged may wait for the disk: as long as an operator may
+/// expect to lose.
+pub const STORE_SYNC_TIME: Duration = Duration::from_secs(1);
+
+/// How long the end of a store waits for the disk to take what is left.
+pub const STORE_END_TIME: Duration = Duration::from_secs(5);
+
+/// Bytes of the file of a store that are kept in memory, beside what the kernel keeps.
+pub const STORE_CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Bytes of a store: its keys, its values, and something for each entry. Room for a million short
+/// lines. Protects the disk, or the machine's memory, from guests.
+pub const STORE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// What an entry of a store counts beside its key and its value: about what it takes. Protects the disk
+/// from many small ones.
+pub const STORE_ENTRY_BYTES: u64 = 64;
+
+/// Bytes of the store of a trial, which is in memory and ends with it.
+pub const STORE_SCRATCH_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Bytes of a topic's name: room for a path. Protects the server's memory from the guest.
+pub const TOPIC_BYTES: usize = 255;
+
+/// Bytes of the body of a message, as of a line. Protects the server's memory from the guest.
+pub const BODY_BYTES: usize = 64 * 1024;
+
+/// Topics that one connection hears: a person is in a few rooms, a program has some kinds of news.
+/// Protects the server's memory from the guest.
+pub const SUBSCRIPTIONS: usize = 64;
+
+/// How long a subscription may take, if topics are kept elsewhere and as much is left of the call; as an
+/// operation of a store. Protects clients from a Redis that is slow.
+pub const SUBSCRIBE_TIME: Duration = Duration::from_secs(1);
+
+/// Messages that one call publishes. Protects subscribers from one line of one client.
+pub const CALL_PUBLISHES: u32 = 64;
+
+/// Messages that one connection publishes at once, before it has to slow down.
+pub const PUBLISH_BURST: f64 = 200.0;
+
+/// Messages a second that it publishes after that: more than anybody writes. Protects the processors,
+/// since each costs as much as there are subscribers.
+pub const PUBLISHES_PER_SECOND: f64 = 100.0;
+
+/// Messages that wait for one connection; of more, the oldest is lost. Protects the server's memory
+/// from whoever does not read.
+pub const MAILBOX_MESSAGES: usize = 256;
+
+/// Bytes of those messages. The same.
+pub const MAILBOX_BYTES: usize = 256 * 1024;
+
+/// Messages that a guest gets in one call, and the lines of which leave in one write.
+pub const HEARD_MESSAGES: usize = 64;
+
+/// Bytes of those messages, if there are several: what a guest makes of them has to pass
+/// [`LEAST_TRANSFER_BYTES`], however small `--max-reply` is.
+pub const HEARD_BYTES: usize = 64 * 1024;
 
 /// Bytes of a guest's log line; a longer one is cut.
 pub const LOG_LINE_BYTES: usize = 1024;

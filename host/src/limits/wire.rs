@@ -65,3 +65,16 @@ pub const ANSWER_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Replies do not wait for the rest of their batch longer than this, when the guest is slow.
 pub const BATCH_TIME: Duration = Duration::from_millis(100);
+
+/// How long a proxy may take for its PROXY header, from when it has connected: it is the first that it
+/// sends. Protects the connection cap from proxies that send none.
+pub const PROXY_HEADER_TIME: Duration = Duration::from_secs(5);
+
+/// Bytes of a PROXY header: 232 with addresses of every kind, and room for what a proxy may add.
+/// Protects the server's memory from proxies.
+pub const PROXY_HEADER_BYTES: usize = 2048;
+
+/// How long a connection that is a proxy's own has to end to count as a health check, for which no
+/// guest is started. Longer than a way there and back in one network; a proxy that waits for the
+/// greeting waits for so much more.
+pub const HEALTH_CHECK_TIME: Duration = Duration::from_millis(100);

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr, Shutdown as Direction, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown as Direction};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use slab::Slab;
+use socket2::Socket;
 
 use crate::process::interrupt::Reader;
 
@@ -34,39 +35,91 @@ struct Open {
     kept: usize,
 }
 
+impl Open {
+    /// Reckons again what is kept for each service, since there are others or they have other caps.
+    /// However few connections there are, half of them are for whoever comes first.
+    fn keep(&mut self) {
+        let count = self.services.len();
+        for (_, members) in &mut self.services {
+            let Caps { process, kept, .. } = members.caps;
+            members.most_kept = kept.min(process / count / 2);
+        }
+        self.kept = self.services.iter().map(|(_, one)| one.kept()).sum();
+    }
+
+    /// Ends those that are of a group and version that is meant, and have not said all. Returns how
+    /// many.
+    fn cut(&self, is_meant: impl Fn((usize, u64)) -> bool) -> usize {
+        let meant = |connection: &&Arc<Connection>| {
+            is_meant(connection.version()) && !connection.finished.load(Ordering::SeqCst)
+        };
+        let meant = self.connections.values().filter(meant);
+        meant
+            .inspect(|connection| {
+                let _ = connection.stream.shutdown(Direction::Both);
+            })
+            .count()
+    }
+}
+
 /// The connections of one service.
 #[derive(Debug)]
 struct Members {
     caps: Caps,
+    /// What is kept for it while it has no connection.
+    most_kept: usize,
     count: usize,
     /// How many of them each address has.
     addresses: HashMap<IpAddr, usize>,
 }
 
 impl Members {
+    /// One connection more of this address.
+    fn take_share(&mut self, address: IpAddr) -> Result<(), Full> {
+        let per_ip = self.caps.per_ip;
+        let taken = self.addresses.entry(address).or_default();
+        if *taken >= per_ip {
+            return Err(Full::Address(per_ip, address));
+        }
+        *taken += 1;
+        Ok(())
+    }
+
     /// How many more are kept for it.
     fn kept(&self) -> usize {
-        self.caps.kept.saturating_sub(self.count)
+        self.most_kept.saturating_sub(self.count)
     }
 }
 
 #[derive(Debug)]
 struct Connection {
-    stream: Arc<TcpStream>,
-    /// Its service's number, and that of its guest's version.
-    version: (usize, u64),
+    stream: Arc<Socket>,
+    /// Its service's number.
+    service: usize,
+    /// That of its guest's version; 0 as long as it has none.
+    version: AtomicU64,
     reader: Reader,
+    /// An eventfd(2) that its thread waits for beside the socket, if it does.
+    bell: OnceLock<Arc<OwnedFd>>,
     /// All has been said; the client only has to take note.
     finished: AtomicBool,
 }
 
 impl Connection {
+    /// Its service's number, and that of its guest's version.
+    fn version(&self) -> (usize, u64) {
+        (self.service, self.version.load(Ordering::SeqCst))
+    }
+
     /// Has its thread look whether it has to end: the read after this gives up, and so does the one
     /// that has begun.
     fn wake(&self) {
         if self.reader.has_begun() {
             let _ = self.stream.set_read_timeout(Some(Duration::from_millis(1)));
             self.reader.interrupt();
+            if let Some(bell) = self.bell.get() {
+                let _ = rustix::io::write(&**bell, &1_u64.to_ne_bytes());
+            }
         }
     }
 }
@@ -78,7 +131,7 @@ pub(crate) struct Caps {
     pub(crate) process: usize,
     pub(crate) service: usize,
     pub(crate) per_ip: usize,
-    /// As many as no other service takes.
+    /// As many as no other service takes, unless there are too few for all services.
     pub(crate) kept: usize,
 }
 
@@ -99,6 +152,8 @@ pub(crate) enum Full {
 #[derive(Debug)]
 pub(crate) struct Group {
     number: usize,
+    /// All of them have to end.
+    ending: AtomicBool,
     connections: Arc<Connections>,
 }
 
@@ -106,20 +161,20 @@ pub(crate) struct Group {
 #[derive(Debug)]
 pub(crate) struct Permit {
     id: u64,
-    address: IpAddr,
+    /// Where one has a share of its own.
+    address: Option<IpAddr>,
     connection: Arc<Connection>,
     group: Arc<Group>,
 }
 
 impl Group {
-    /// A permit for `stream`, on this version of the guest, unless the caps are reached; and how many
-    /// connections of other services have to stay possible beside it.
+    /// A permit for `stream`, unless the caps are reached: that of its address too, if it has one that
+    /// is known. And how many connections of other services have to stay possible beside it.
     pub(crate) fn admit(
         self: &Arc<Group>,
         id: u64,
-        stream: &Arc<TcpStream>,
-        peer: IpAddr,
-        version: u64,
+        stream: &Arc<Socket>,
+        peer: Option<IpAddr>,
     ) -> Result<(Permit, usize), Full> {
         let mut open = self.connections.open();
         let Open {
@@ -129,10 +184,7 @@ impl Group {
         } = &mut *open;
         let members = &mut services[self.number];
         let Caps {
-            process,
-            service,
-            per_ip,
-            ..
+            process, service, ..
         } = members.caps;
         if members.count >= service {
             return Err(Full::Service(service));
@@ -145,19 +197,19 @@ impl Group {
         if connections.len() + leaves >= process {
             return Err(Full::Process(process));
         }
-        let address = network(peer);
-        let taken = members.addresses.entry(address).or_default();
-        if *taken >= per_ip {
-            return Err(Full::Address(per_ip, address));
+        let address = peer.map(network);
+        if let Some(address) = address {
+            members.take_share(address)?;
         }
-        *taken += 1;
         *kept -= members.kept();
         members.count += 1;
         *kept += members.kept();
         let connection = Arc::new(Connection {
             stream: Arc::clone(stream),
-            version: (self.number, version),
+            service: self.number,
+            version: AtomicU64::new(0),
             reader: Reader::default(),
+            bell: OnceLock::new(),
             finished: AtomicBool::new(false),
         });
         connections.insert(id, Arc::clone(&connection));
@@ -172,12 +224,42 @@ impl Group {
 
     /// Has the connections of one version of its guest look whether that has been retired.
     pub(crate) fn wake_version(&self, version: u64) {
+        self.wake_if(|own| own == version);
+    }
+
+    /// Has each of them end when it has answered what it has read. Nobody may be admitted any more.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        self.wake_if(|_| true);
+    }
+
+    /// Whether that has been said.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    fn wake_if(&self, is_meant: impl Fn(u64) -> bool) {
         for connection in self.connections.open().connections.values() {
-            if connection.version == (self.number, version) {
+            let (group, version) = connection.version();
+            if group == self.number && is_meant(version) {
                 connection.wake();
             }
         }
         self.connections.wake_all();
+    }
+
+    /// Has other caps from now on. Whoever is connected stays.
+    pub(crate) fn change(&self, caps: Caps) {
+        let mut open = self.connections.open();
+        open.services[self.number].caps = caps;
+        open.keep();
+    }
+
+    /// Ends its connections that are left, as [`Connections::cut`] does.
+    pub(crate) fn cut(&self) -> usize {
+        self.connections
+            .open()
+            .cut(|(group, _)| group == self.number)
     }
 }
 
@@ -185,8 +267,8 @@ impl Drop for Group {
     fn drop(&mut self) {
         let mut open = self.connections.open();
         // Each of its connections holds it, so there are none.
-        let members = open.services.remove(self.number);
-        open.kept -= members.kept();
+        open.services.remove(self.number);
+        open.keep();
     }
 }
 
@@ -194,14 +276,16 @@ impl Connections {
     /// One service more, which has no connection yet.
     pub(crate) fn join(self: &Arc<Connections>, caps: Caps) -> Arc<Group> {
         let mut open = self.open();
-        open.kept += caps.kept;
         let number = open.services.insert(Members {
             caps,
+            most_kept: 0,
             count: 0,
             addresses: HashMap::new(),
         });
+        open.keep();
         Arc::new(Group {
             number,
+            ending: AtomicBool::new(false),
             connections: Arc::clone(self),
         })
     }
@@ -245,14 +329,7 @@ impl Connections {
     /// Ends the connections that are left, in the middle of whatever they do, and returns how many
     /// those are. One that only waits for its client to take note is none of them.
     pub(crate) fn cut(&self) -> usize {
-        let mut count = 0;
-        for connection in self.open().connections.values() {
-            if !connection.finished.load(Ordering::SeqCst) {
-                count += 1;
-                let _ = connection.stream.shutdown(Direction::Both);
-            }
-        }
-        count
+        self.open().cut(|_| true)
     }
 
     /// Waits until every connection has closed, and returns how many have not after `time`.
@@ -291,13 +368,35 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 impl Permit {
-    pub(crate) fn stream(&self) -> &Arc<TcpStream> {
+    pub(crate) fn stream(&self) -> &Arc<Socket> {
         &self.connection.stream
+    }
+
+    /// It is known now whose connection this is: it takes of the share of that address.
+    pub(crate) fn set_peer(&mut self, peer: Option<IpAddr>) -> Result<(), Full> {
+        if let (None, Some(peer)) = (self.address, peer) {
+            let address = network(peer);
+            let mut open = self.group.connections.open();
+            open.services[self.group.number].take_share(address)?;
+            self.address = Some(address);
+        }
+        Ok(())
+    }
+
+    /// Its guest has this version. To be said before it asks whether it has to end.
+    pub(crate) fn set_version(&self, version: u64) {
+        self.connection.version.store(version, Ordering::SeqCst);
     }
 
     /// This thread serves the connection. To be said before it asks whether it has to end.
     pub(crate) fn begin(&self) {
         self.connection.reader.is_this_thread();
+    }
+
+    /// The thread that serves it waits for this eventfd(2) too. To be said before it asks whether it has
+    /// to end.
+    pub(crate) fn set_bell(&self, bell: Arc<OwnedFd>) {
+        let _ = self.connection.bell.set(bell);
     }
 
     /// All has been said.
@@ -316,6 +415,7 @@ impl Drop for Permit {
         let Group {
             number,
             connections: all,
+            ..
         } = &*self.group;
         let mut open = all.open();
         let Open {
@@ -328,7 +428,9 @@ impl Drop for Permit {
         *kept -= members.kept();
         members.count -= 1;
         *kept += members.kept();
-        if let Entry::Occupied(mut taken) = members.addresses.entry(self.address) {
+        if let Some(address) = self.address
+            && let Entry::Occupied(mut taken) = members.addresses.entry(address)
+        {
             *taken.get_mut() -= 1;
             if *taken.get() == 0 {
                 taken.remove();
@@ -342,20 +444,20 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
-    fn stream() -> Arc<TcpStream> {
+    fn stream() -> Arc<Socket> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
-        Arc::new(TcpStream::connect(address).expect("a connection"))
+        Arc::new(TcpStream::connect(address).expect("a connection").into())
     }
 
     /// As many connections as it is let have, each with its own id.
     fn fill(group: &Arc<Group>, ids: &mut std::ops::RangeFrom<u64>) -> Vec<Permit> {
         let (stream, peer) = (stream(), IpAddr::from([192, 0, 2, 1]));
-        ids.map_while(|id| group.admit(id, &stream, peer, 1).ok())
+        ids.map_while(|id| group.admit(id, &stream, Some(peer)).ok())
             .map(|(permit, _)| permit)
             .collect()
     }
@@ -365,17 +467,17 @@ mod tests {
         let connections = Arc::<Connections>::default();
         let join = |service, kept| {
             connections.join(Caps {
-                process: 20,
+                process: 24,
                 service,
-                per_ip: 20,
+                per_ip: 24,
                 kept,
             })
         };
-        let (one, other, small) = (join(20, 4), join(20, 4), join(2, 2));
+        let (one, other, small) = (join(24, 4), join(24, 4), join(2, 2));
         let mut ids = 1..;
         let first = fill(&one, &mut ids);
-        assert_eq!(first.len(), 20 - 4 - 2);
-        let full = one.admit(1000, &stream(), [192, 0, 2, 2].into(), 1);
+        assert_eq!(first.len(), 24 - 4 - 2);
+        let full = one.admit(1000, &stream(), Some([192, 0, 2, 2].into()));
         let full = full.expect_err("the rest is for others").to_string();
         assert!(full.contains("kept for other services"), "{full}");
         // The others have what is kept for them, and no more.
@@ -388,7 +490,31 @@ mod tests {
         assert_eq!(fill(&one, &mut ids).len(), 2);
         assert_eq!(fill(&other, &mut ids).len(), 6);
         drop((first, one));
-        assert_eq!(fill(&other, &mut ids).len(), 20);
+        assert_eq!(fill(&other, &mut ids).len(), 24);
+    }
+
+    #[test]
+    fn however_many_services_there_are_half_of_all_is_for_whoever_comes_first() {
+        let connections = Arc::<Connections>::default();
+        let caps = Caps {
+            process: 24,
+            service: 24,
+            per_ip: 24,
+            kept: 4,
+        };
+        let mut groups: Vec<_> = (0..6).map(|_| connections.join(caps)).collect();
+        // Also when all have been changed.
+        groups.iter().for_each(|group| group.change(caps));
+        let mut ids = 1..;
+        let first = fill(&groups[0], &mut ids);
+        assert_eq!(first.len(), 24 - 5 * 2);
+        for other in &groups[1..] {
+            assert_eq!(fill(other, &mut ids).len(), 2);
+        }
+        drop(first);
+        // What is kept grows again when services go.
+        groups.truncate(2);
+        assert_eq!(fill(&groups[0], &mut ids).len(), 24 - 4);
     }
 
     #[test]
@@ -402,7 +528,7 @@ mod tests {
         });
         let admit = |id, peer: &str| {
             let peer = peer.parse().expect("an address");
-            group.admit(id, &stream, peer, 1)
+            group.admit(id, &stream, Some(peer))
         };
         let first = admit(1, "2001:db8:1:2::1").expect("a permit");
         let _second = admit(2, "2001:db8:1:2:ffff:ffff:ffff:ffff").expect("a permit");

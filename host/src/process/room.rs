@@ -3,8 +3,8 @@
 //! what is open keeps what it has and a reserve to grow into. Where there are several services, each
 //! has a share of the memory that no other takes, and mappings for its first connections.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::budget::{Budget, Claim};
 use crate::limits::guest::GUEST_MEMORIES;
@@ -57,15 +57,21 @@ pub struct Room {
     /// Whether each has a thread of its own.
     thread_each: bool,
     mappings: u64,
-    /// How many of them the first connections of all services take, if there are several.
-    kept_mappings: u64,
+    /// How many of them the first connections of each service take, if there are several.
+    own_mappings: u64,
+    /// Services that there are.
+    shares: AtomicU64,
     memory_bytes: u64,
-    /// How much of it each service has to itself.
+    /// How much of it each service has to itself at most.
     own_bytes: u64,
+    /// What they have to themselves, together.
+    kept_bytes: AtomicU64,
     /// What of the memory is no service's own.
     shared: Arc<Memory>,
     /// Of guests without images, and of those with.
     pools: [Pool; 2],
+    /// One connection at a time takes of it.
+    taking: Mutex<()>,
 }
 
 /// One service's part of the room.
@@ -154,27 +160,31 @@ impl Room {
             connections: limits.connections,
             thread_each: limits.thread_each,
             mappings: limits.mappings,
-            kept_mappings: match services {
+            own_mappings: match services {
                 1 => 0,
-                _ => services * SERVICE_CONNECTIONS as u64 * MOST_MAPPINGS,
+                _ => SERVICE_CONNECTIONS as u64 * MOST_MAPPINGS,
             },
+            shares: AtomicU64::new(0),
             memory_bytes: limits.total_guest_memory_bytes,
             own_bytes: match services {
                 1 => 0,
                 _ => limits.total_guest_memory_bytes / SERVICES_MEMORY_SHARE / services,
             },
+            kept_bytes: AtomicU64::new(0),
             shared: Arc::new(Memory::new(limits.total_guest_memory_bytes)),
             pools: Default::default(),
+            taking: Mutex::default(),
         }
     }
 
-    /// One service's part.
+    /// One service's part. However many are added, half of the memory is left for whoever needs it. To
+    /// be called by one thread.
     pub(crate) fn share(self: &Arc<Room>) -> Arc<Share> {
-        let Room {
-            shared, own_bytes, ..
-        } = &**self;
-        let own_bytes = match shared.left.take(*own_bytes) {
-            true => *own_bytes,
+        let shared = &self.shared;
+        let left_bytes = self.memory_bytes / 2 - self.kept_bytes.load(Ordering::Relaxed);
+        let own_bytes = self.own_bytes.min(left_bytes / 2);
+        let own_bytes = match shared.left.take(own_bytes) {
+            true => own_bytes,
             false => {
                 tracing::warn!(
                     "the guests hold too much memory to keep a part for one more service"
@@ -183,6 +193,8 @@ impl Room {
             }
         };
         shared.bytes.fetch_sub(own_bytes, Ordering::Relaxed);
+        self.kept_bytes.fetch_add(own_bytes, Ordering::Relaxed);
+        self.shares.fetch_add(1, Ordering::Relaxed);
         Arc::new(Share {
             room: Arc::clone(self),
             own: Memory::new(own_bytes),
@@ -234,7 +246,10 @@ impl Room {
             .map(|pool| pool.kept.load(Ordering::Relaxed));
         let taken: u64 = kept.sum();
         let threads = THREAD_MAPPINGS.saturating_mul(threads as u64 + 1);
-        if threads.saturating_add(taken + self.kept_mappings) > self.mappings {
+        // However many services there are, half of it is for whoever needs it.
+        let kept = self.own_mappings * self.shares.load(Ordering::Relaxed);
+        let kept = kept.min(self.mappings / 2);
+        if threads.saturating_add(taken + kept) > self.mappings {
             return Err(NoRoom::Mappings);
         }
         Ok(())
@@ -250,8 +265,7 @@ impl Share {
     }
 
     /// Room for one more connection, where there are `threads` already, and the memory that its
-    /// instance begins with. There has to be room for so many of other services then. To be called by
-    /// one thread.
+    /// instance begins with. There has to be room for so many of other services then.
     pub(crate) fn take(
         self: &Arc<Share>,
         need: Need,
@@ -259,6 +273,8 @@ impl Share {
         leaves: usize,
     ) -> Result<(Reservation, MemoryClaim), NoRoom> {
         let room = &self.room;
+        // Nothing panics here, so a poisoned lock is as good as any.
+        let _taking = room.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let mappings = need.memory_mappings();
         let ours = usize::from(need.images);
         let pool = &room.pools[ours];
@@ -300,6 +316,8 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let (shared, own_bytes) = (&self.room.shared, self.own.bytes());
+        self.room.kept_bytes.fetch_sub(own_bytes, Ordering::Relaxed);
+        self.room.shares.fetch_sub(1, Ordering::Relaxed);
         shared.bytes.fetch_add(own_bytes, Ordering::Relaxed);
         shared.left.give_back(own_bytes);
     }
@@ -390,8 +408,29 @@ mod tests {
         }
         // Nor do threads for those that wait beside a slow guest take them.
         let kept = 2 * SERVICE_CONNECTIONS as u64 * MOST_MAPPINGS;
-        let room = room_of(2, kept + 10 * THREAD_MAPPINGS, u64::MAX);
-        assert!(room.check_thread(9).is_ok() && room.check_thread(10).is_err());
+        let room = room_of(2, 2 * kept, u64::MAX);
+        let _shares = [room.share(), room.share()];
+        let threads = (kept / THREAD_MAPPINGS) as usize;
+        assert!(room.check_thread(threads - 1).is_ok() && room.check_thread(threads).is_err());
+        // Of more services, no more than half.
+        let _more = [room.share(), room.share()];
+        assert!(room.check_thread(threads - 1).is_ok() && room.check_thread(threads).is_err());
+    }
+
+    #[test]
+    fn services_that_are_added_leave_half_of_the_memory_to_whoever_needs_it() {
+        let room = room_of(2, u64::MAX, 1600);
+        let own = |shares: &[Arc<Share>]| -> Vec<_> {
+            shares.iter().map(|share| share.own.bytes()).collect()
+        };
+        let mut shares: Vec<_> = (0..40).map(|_| room.share()).collect();
+        assert_eq!(own(&shares[..6]), [200, 200, 200, 100, 50, 25]);
+        let all: u64 = own(&shares).iter().sum();
+        assert!(all < 800 && room.shared.bytes() == 1600 - all);
+        // Those who go leave their part to the next.
+        shares.truncate(1);
+        shares.push(room.share());
+        assert_eq!(own(&shares), [200, 200]);
     }
 
     #[test]

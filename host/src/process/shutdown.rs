@@ -61,7 +61,7 @@ impl Shutdown {
     }
 
     /// Whether the server takes new connections.
-    pub(crate) fn is_accepting(&self) -> bool {
+    pub fn is_accepting(&self) -> bool {
         !self.is_draining() && !self.0.handed_over.load(Ordering::Relaxed)
     }
 

@@ -18,27 +18,30 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, fchmod};
 use rustix::io::retry_on_intr;
-use rustix::net::sockopt::{socket_cookie, socket_peercred};
+use rustix::net::sockopt::socket_cookie;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::geteuid;
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::limits::process::{ACCEPT_PAUSE, LOG_PAUSE, TAKEOVER_TIME};
 use crate::logging::Recurring;
+use crate::process::listener::{Identity, Listener};
 use crate::process::shutdown::Shutdown;
 
 /// Sent along with the listeners: the version of this protocol.
@@ -68,7 +71,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The running process, as the new one sees it: it has handed its listeners over, and still accepts.
 pub struct Predecessor {
     /// Shared with the running process.
-    pub listeners: Vec<TcpListener>,
+    pub listeners: Vec<Arc<Listener>>,
     stream: UnixStream,
 }
 
@@ -117,12 +120,11 @@ impl Predecessor {
         let stream = UnixStream::from(socket);
         check_peer(&stream)?;
         wait(&stream, stop, Some(TAKEOVER_TIME))?;
-        let listeners: Vec<_> = receive(&stream)?
-            .into_iter()
-            .map(TcpListener::from)
-            .collect();
+        let listeners = receive(&stream)?.into_iter();
+        let listeners = listeners.map(|listener| Arc::new(Listener::handed(listener.into())));
+        let listeners: Vec<_> = listeners.collect();
         for listener in &listeners {
-            if !SockRef::from(listener).is_listener()? {
+            if !listener.is_listener()? {
                 return Err(io::Error::other("it handed over what is no listener"));
             }
         }
@@ -136,11 +138,14 @@ pub struct TakeoverSocket {
     path: PathBuf,
     /// Where it is until it is this process's turn.
     own_path: PathBuf,
-    /// Device and inode of the socket.
-    identity: (u64, u64),
+    identity: Identity,
+    listeners: Handed,
     stop: OwnedFd,
     state: State,
 }
+
+/// What is handed over, if it has not changed meanwhile.
+type Handed = Arc<Mutex<Vec<Arc<Listener>>>>;
 
 enum State {
     NotStarted(Waiting),
@@ -158,14 +163,12 @@ impl TakeoverSocket {
     /// No socket can be made there, or there are too many listeners.
     pub fn prepare(
         path: &Path,
-        listeners: &[&TcpListener],
+        listeners: Vec<Arc<Listener>>,
         before: Option<Predecessor>,
         shutdown: Shutdown,
     ) -> io::Result<TakeoverSocket> {
-        if listeners.len() > MOST_LISTENERS {
-            let message = format!("no more than {MOST_LISTENERS} listeners can be handed over");
-            return Err(io::Error::other(message));
-        }
+        check_count(listeners.len())?;
+        let listeners = Arc::new(Mutex::new(listeners));
         let mut own_path = path.as_os_str().to_owned();
         own_path.push(format!(".{}", std::process::id()));
         if own_path.len() > SOCKET_PATH_BYTES {
@@ -182,21 +185,18 @@ impl TakeoverSocket {
         socket.bind(&SockAddr::unix(&own_path)?)?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        let file = fs::symlink_metadata(&own_path)?;
         let is_first = before.is_none();
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
         let takeover = TakeoverSocket {
             path: path.to_owned(),
             own_path: own_path.clone(),
-            identity: (file.dev(), file.ino()),
+            identity: Identity::of(&own_path)?,
+            listeners: Arc::clone(&listeners),
             state: State::NotStarted(Waiting {
                 socket: socket.into(),
                 own_path,
                 path: path.to_owned(),
-                listeners: listeners
-                    .iter()
-                    .map(|listener| listener.try_clone())
-                    .collect::<io::Result<_>>()?,
+                listeners,
                 before,
                 stop: stop.try_clone()?,
                 shutdown,
@@ -225,12 +225,9 @@ impl TakeoverSocket {
         Ok(self)
     }
 
-    fn remove_if_own(&self, path: &Path) {
-        // Unless somebody else has put another there.
-        let there = fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
-        if there.is_ok_and(|identity| identity == self.identity) {
-            let _ = fs::remove_file(path);
-        }
+    /// Hands over these from now on.
+    pub(crate) fn change(&self, listeners: Vec<Arc<Listener>>) {
+        *lock(&self.listeners) = listeners;
     }
 }
 
@@ -242,10 +239,10 @@ impl Drop for TakeoverSocket {
             State::Running(thread) => thread.join().unwrap_or(false),
             State::NotStarted(_) | State::Ended => false,
         };
-        self.remove_if_own(&self.own_path);
+        self.identity.remove(&self.own_path);
         // The next process renames its own to it, maybe just now: it is not ours to remove.
         if !has_come {
-            self.remove_if_own(&self.path);
+            self.identity.remove(&self.path);
         }
     }
 }
@@ -254,7 +251,7 @@ struct Waiting {
     socket: UnixListener,
     own_path: PathBuf,
     path: PathBuf,
-    listeners: Vec<TcpListener>,
+    listeners: Handed,
     before: Option<Predecessor>,
     stop: OwnedFd,
     shutdown: Shutdown,
@@ -265,15 +262,21 @@ impl Waiting {
     /// Until the next process has come, or this one ends. Returns whether it has come, or is about
     /// to.
     fn run(mut self) -> bool {
-        if let Some(before) = self.before.take()
-            && self.take_over(before).is_err()
-        {
-            return false;
+        if let Some(before) = self.before.take() {
+            if self.take_over(before).is_err() {
+                return false;
+            }
+            lock(&self.listeners).iter().for_each(|one| one.is_ours());
         }
         while wait(&self.socket, &self.stop, None).is_ok() {
             let error = match self.socket.accept() {
                 Ok((stream, _)) => match self.hand_over(&stream) {
-                    Ok(()) | Err(Kept::Ending) => return true,
+                    Ok(()) | Err(Kept::Ending) => {
+                        lock(&self.listeners)
+                            .iter()
+                            .for_each(|one| one.is_anothers());
+                        return true;
+                    }
                     Err(Kept::Because(error)) => error,
                 },
                 Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
@@ -307,7 +310,7 @@ impl Waiting {
             pause(&self.stop, PAUSE)?;
             before = loop {
                 match Predecessor::ask_until(&self.path, &self.stop) {
-                    Ok(Some(found)) if same_sockets(&found.listeners, &self.listeners) => {
+                    Ok(Some(found)) if same_sockets(&found.listeners, &lock(&self.listeners)) => {
                         break found;
                     }
                     Ok(Some(_)) => {
@@ -387,12 +390,16 @@ impl Waiting {
     fn hand_over(&self, mut stream: &UnixStream) -> Result<(), Kept> {
         check_peer(stream)?;
         stream.set_nonblocking(true)?;
-        send(stream, &self.listeners)?;
+        let sent = lock(&self.listeners).clone();
+        send(stream, &sent)?;
         wait(stream, &self.stop, Some(TAKEOVER_TIME)).map_err(|error| match error.kind() {
             ErrorKind::TimedOut => left(),
             _ => error,
         })?;
         hear(stream, TAKE)?;
+        if !same(&lock(&self.listeners), &sent) {
+            return Err(io::Error::other("they have changed meanwhile").into());
+        }
         loop {
             let asked = Instant::now();
             stream.write_all(&[STILL])?;
@@ -449,11 +456,34 @@ fn hear(mut stream: &UnixStream, word: u8) -> io::Result<()> {
     }
 }
 
-fn same_sockets(some: &[TcpListener], others: &[TcpListener]) -> bool {
-    let cookies = |listeners: &[TcpListener]| -> Option<BTreeSet<u64>> {
+/// As many as the kernel hands over at once.
+///
+/// # Errors
+/// There are more.
+pub fn check_count(listeners: usize) -> io::Result<()> {
+    if listeners > MOST_LISTENERS {
+        let message = format!("no more than {MOST_LISTENERS} listeners can be handed over");
+        return Err(io::Error::other(message));
+    }
+    Ok(())
+}
+
+/// Nothing panics while it holds this lock, so a poisoned one is as good as any.
+fn lock(listeners: &Handed) -> MutexGuard<'_, Vec<Arc<Listener>>> {
+    listeners.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn same(some: &[Arc<Listener>], others: &[Arc<Listener>]) -> bool {
+    some.iter()
+        .map(Arc::as_ptr)
+        .eq(others.iter().map(Arc::as_ptr))
+}
+
+fn same_sockets(some: &[Arc<Listener>], others: &[Arc<Listener>]) -> bool {
+    fn cookies<T: AsFd>(listeners: &[T]) -> Option<BTreeSet<u64>> {
         let cookies = listeners.iter().map(socket_cookie);
         cookies.collect::<Result<_, _>>().ok()
-    };
+    }
     let known = cookies(some);
     known.is_some() && known == cookies(others)
 }
@@ -496,14 +526,12 @@ fn poll_for(waits: &mut [PollFd<'_>], time: Option<Duration>) -> io::Result<()> 
 
 /// The other side has to be this user, or root: whoever has the listener has the connections.
 fn check_peer(stream: &UnixStream) -> io::Result<()> {
-    let user = socket_peercred(stream)?.uid;
-    if user == geteuid() || user.is_root() {
+    // Not rustix's: it has no number for a process that is in another namespace.
+    let user = getsockopt(stream, PeerCredentials)?.uid();
+    if user == geteuid().as_raw() || user == 0 {
         Ok(())
     } else {
-        let message = format!(
-            "the process there belongs to another user ({})",
-            user.as_raw()
-        );
+        let message = format!("the process there belongs to another user ({user})");
         Err(io::Error::new(ErrorKind::PermissionDenied, message))
     }
 }
@@ -511,10 +539,10 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
 /// Room for all listeners of a process.
 const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(MOST_LISTENERS));
 
-fn send(stream: &UnixStream, listeners: &[TcpListener]) -> io::Result<()> {
+fn send(stream: &UnixStream, listeners: &[Arc<Listener>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+    let descriptors: Vec<_> = listeners.iter().map(|one| one.as_fd()).collect();
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
     let flags = SendFlags::NOSIGNAL;
     sendmsg(stream, &[IoSlice::new(&[VERSION])], &mut control, flags)?;

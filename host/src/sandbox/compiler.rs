@@ -118,7 +118,7 @@ impl Compiler {
             machine,
             compile: &compile,
         };
-        let loaded = ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
+        ModuleCacheEntry::new("airlock", self.cache.as_ref()).get_data_raw(
             &key,
             |key| (key.compile)(),
             |_, loaded| loaded.to_be_kept(),
@@ -126,9 +126,7 @@ impl Compiler {
                 let compiled = Compiled::read(bytes)?;
                 Loaded::new(&(key.machine)(compiled.images), &compiled).ok()
             },
-        )?;
-        // The machine may have room for larger ones, of other services.
-        too_large(&loaded.component, limits).map_or(Ok(loaded), Err)
+        )
     }
 }
 
@@ -417,7 +415,7 @@ fn why_too_large(
 }
 
 /// Why its instances would begin with more memory than they may have, if they would.
-fn too_large(component: &Component, limits: &Guest) -> Option<RejectedGuest> {
+pub(super) fn too_large(component: &Component, limits: &Guest) -> Option<RejectedGuest> {
     const PAGE_BYTES: u64 = 64 * 1024;
     let needed_pages = component.resources_required()?.max_initial_memory_size?;
     let needed_bytes = needed_pages.saturating_mul(PAGE_BYTES);

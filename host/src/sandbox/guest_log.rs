@@ -17,6 +17,7 @@ use crate::limits;
 use crate::limits::guest::{LAST_WORDS_BYTES, LOG_LINE_BYTES};
 use crate::limits::process::LOG_PAUSE;
 use crate::logging::{self, printable};
+use crate::rate::Rate;
 
 /// How much a guest may hand over in one write.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -35,37 +36,6 @@ struct Lines {
     rate: Rate,
     all: Arc<LogRate>,
     dropped: u64,
-}
-
-/// Some lines at once, and then so many a second.
-struct Rate {
-    burst: f64,
-    per_second: f64,
-    allowance: f64,
-    refilled: Instant,
-}
-
-impl Rate {
-    fn new(burst: f64, per_second: f64) -> Rate {
-        Rate {
-            burst,
-            per_second,
-            allowance: burst,
-            refilled: Instant::now(),
-        }
-    }
-
-    /// Whether one more may be logged.
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.refilled).as_secs_f64() * self.per_second;
-        self.allowance = (self.allowance + earned).min(self.burst);
-        self.refilled = self.refilled.max(now);
-        let has = self.allowance >= 1.0;
-        if has {
-            self.allowance -= 1.0;
-        }
-        has
-    }
 }
 
 /// How much is logged of the guests of one version, or of all: whoever reconnects has a new instance,

@@ -18,7 +18,8 @@ pub struct Host {
     /// Of the processes that compile.
     compile_memory: Arc<Budget>,
     pub(crate) room: Arc<Room>,
-    pub(crate) limits: Process,
+    /// The bounds of the process.
+    pub limits: Process,
 }
 
 impl Host {

@@ -13,15 +13,21 @@ use wasmtime::component::{Component, InstancePre};
 use crate::limits;
 use crate::process::room::{MemoryClaim, Need};
 use crate::sandbox::bindings::batched::{Batch, BatchIndices};
+use crate::sandbox::bindings::topical::{Topics, TopicsIndices};
 use crate::sandbox::bindings::{LineServer, LineServerIndices};
+use crate::sandbox::compiler::too_large;
 use crate::sandbox::guest_log::LogRate;
+use crate::sandbox::keyvalue;
 use crate::sandbox::machine::Machine;
 use crate::sandbox::memory::Memory;
 use crate::sandbox::rejection::{RejectedGuest, reason};
 use crate::sandbox::runtime::Runtime;
 use crate::sandbox::signature;
 use crate::sandbox::wasi::State;
+use crate::store::bucket::Buckets;
 use crate::talk::client::Client;
+use crate::topics::exchange::Exchange;
+use crate::topics::member::Member;
 
 /// A guest that is ready to serve: one for all connections of its version.
 pub struct Sandbox {
@@ -29,6 +35,8 @@ pub struct Sandbox {
     handler: LineServerIndices,
     /// Not every guest takes many lines at once.
     batch: Option<BatchIndices>,
+    /// Not every guest hears others.
+    subscriber: Option<TopicsIndices>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) machine: Arc<Machine>,
     /// Linear memories of an instance.
@@ -72,17 +80,25 @@ impl Sandbox {
         component: &Component,
         instance_bytes: u64,
     ) -> Result<Sandbox, RejectedGuest> {
+        // The machine may have room for larger ones, of other services.
+        if let Some(too_large) = too_large(component, &runtime.limits.guest) {
+            return Err(too_large);
+        }
         let needed = component.resources_required();
         let memories = needed.map_or(limits::guest::GUEST_MEMORIES, |needed| needed.num_memories);
-        let pre = machine
-            .linker
-            .instantiate_pre(component)
-            .map_err(reason(RejectedGuest::Imports))?;
-        signature::check(&machine.engine, &component.component_type())?;
+        let component_type = component.component_type();
+        let linker = match keyvalue::wants_older_batch(&machine.engine, &component_type) {
+            false => &machine.linker,
+            true => &machine.older_linker,
+        };
+        let pre = linker.instantiate_pre(component);
+        let pre = pre.map_err(reason(RejectedGuest::Imports))?;
+        signature::check(&machine.engine, &component_type)?;
         let handler = LineServerIndices::new(&pre).map_err(reason(RejectedGuest::Exports))?;
         Ok(Sandbox {
             handler,
             batch: BatchIndices::new(&pre).ok(),
+            subscriber: TopicsIndices::new(&pre).ok(),
             pre,
             runtime: Arc::clone(runtime),
             machine,
@@ -92,27 +108,48 @@ impl Sandbox {
         })
     }
 
-    /// The native side of an instance for `client`, and memory that has been taken for it.
-    pub(super) fn state(&self, client: Client, memory: MemoryClaim) -> State {
+    /// The same guest, for a service with other settings.
+    ///
+    /// # Errors
+    /// It exceeds their limits.
+    pub(crate) fn with(&self, runtime: &Arc<Runtime>) -> Result<Sandbox, RejectedGuest> {
+        let machine = Arc::clone(&self.machine);
+        Sandbox::link(runtime, machine, self.pre.component(), self.instance_bytes)
+    }
+
+    /// The native side of an instance for `client`, memory that has been taken for it, and its stores
+    /// and topics.
+    pub(super) fn state(
+        &self,
+        client: Client,
+        memory: MemoryClaim,
+        stores: Buckets,
+        topics: Option<Arc<Exchange>>,
+    ) -> State {
+        let member = Member::new(topics, client.id, self.subscriber.is_some());
         State::new(
             client,
             Arc::clone(&self.runtime.environment),
             Memory::new(&self.runtime.limits.guest, memory),
             self.machine.ticker.ticks(),
             Arc::clone(&self.log),
+            (stores, self.runtime.limits.guest.store_time),
+            member,
         )
     }
 
-    /// A fresh instance: its handler, and what it has for many lines at once.
+    /// A fresh instance: its handler, what it has for many lines at once, and to hear others.
     pub(crate) fn instantiate(
         &self,
         store: &mut Store<State>,
-    ) -> wasmtime::Result<(LineServer, Option<Batch>)> {
+    ) -> wasmtime::Result<(LineServer, Option<Batch>, Option<Topics>)> {
         let instance = self.pre.instantiate(&mut *store)?;
         let handler = self.handler.load(&mut *store, &instance)?;
         let batch = self.batch.as_ref();
         let batch = batch.map(|batch| batch.load(&mut *store, &instance));
-        Ok((handler, batch.transpose()?))
+        let subscriber = self.subscriber.as_ref();
+        let subscriber = subscriber.map(|subscriber| subscriber.load(&mut *store, &instance));
+        Ok((handler, batch.transpose()?, subscriber.transpose()?))
     }
 
     /// What a connection takes whose instance has this much memory when it has greeted.
@@ -129,6 +166,20 @@ impl Sandbox {
         let component = self.pre.component().component_type();
         let imports = component.imports(&self.machine.engine);
         imports.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Whether it imports `wasi:keyvalue`.
+    pub fn wants_stores(&self) -> bool {
+        self.imports_some("wasi:keyvalue/")
+    }
+
+    /// Whether it imports topics.
+    pub fn wants_topics(&self) -> bool {
+        self.imports_some("airlock:line/topics@")
+    }
+
+    fn imports_some(&self, start: &str) -> bool {
+        self.imports().iter().any(|name| name.starts_with(start))
     }
 
     /// The names of what it exports: the functions of its interfaces.

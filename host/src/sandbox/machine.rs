@@ -15,8 +15,10 @@ use wasmtime::{
 
 use crate::limits;
 use crate::limits::process::Process;
+use crate::sandbox::keyvalue;
 use crate::sandbox::rejection::{RejectedGuest, reason};
 use crate::sandbox::ticker::Ticker;
+use crate::sandbox::topics;
 use crate::sandbox::wasi::{self, State};
 
 /// What compiled code depends on besides the component.
@@ -33,6 +35,8 @@ pub(crate) struct Machine {
     pub(crate) engine: Engine,
     pub(super) settings: Settings,
     pub(super) linker: Linker<State>,
+    /// The same with an older way to answer `batch.get-many`.
+    pub(super) older_linker: Linker<State>,
     pub(super) ticker: Ticker,
 }
 
@@ -86,8 +90,11 @@ impl Machine {
         let mut config = config(settings);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
         let engine = Engine::new(&config).map_err(reason(RejectedGuest::Engine))?;
+        let linked = linkers(&engine).map_err(reason(RejectedGuest::Engine));
+        let (linker, older_linker) = linked?;
         Ok(Machine {
-            linker: linker(&engine).map_err(reason(RejectedGuest::Engine))?,
+            linker,
+            older_linker,
             ticker: Ticker::start(&engine).map_err(|error| {
                 RejectedGuest::Engine(format!("no thread for the clock of calls: {error}"))
             })?,
@@ -118,7 +125,7 @@ pub(super) fn config(settings: Settings) -> Config {
 /// Room for every connection's instance and for the trials of new versions, so that none can be refused
 /// for lack of it. The totals reserve address space only.
 fn pool(limits: &Process) -> PoolingAllocationConfig {
-    let instances = u32::try_from(limits.connections + limits.services).unwrap_or(u32::MAX);
+    let instances = u32::try_from(limits.connections + limits.trials).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances);
     pool.total_core_instances(instances.saturating_mul(limits::guest::GUEST_CORE_INSTANCES));
@@ -146,10 +153,14 @@ fn pool(limits: &Process) -> PoolingAllocationConfig {
     pool
 }
 
-fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+fn linkers(engine: &Engine) -> wasmtime::Result<(Linker<State>, Linker<State>)> {
     let mut linker = Linker::new(engine);
     wasi::add_to_linker(&mut linker)?;
-    Ok(linker)
+    keyvalue::add_to_linker(&mut linker)?;
+    topics::add_to_linker(&mut linker)?;
+    let mut older_linker = linker.clone();
+    keyvalue::offer_older_batch(&mut older_linker)?;
+    Ok((linker, older_linker))
 }
 
 /// How many ticks a call may last so that it is never cut short: rounded up, and one more because

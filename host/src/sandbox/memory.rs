@@ -58,6 +58,11 @@ impl Memory {
         self.refused = Some(refused);
         Err(refused)
     }
+
+    /// Holds so much less. What has been taken of that of all stays taken, for later.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        self.held_bytes = self.held_bytes.saturating_sub(bytes);
+    }
 }
 
 impl ResourceLimiter for Memory {

@@ -4,6 +4,7 @@
 //! is in no known state: drop the session.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::{FrameInfo, Store, Trap, WasmBacktrace};
@@ -16,12 +17,18 @@ use crate::process::room::MemoryClaim;
 use crate::sandbox::bindings::LineServer;
 use crate::sandbox::bindings::batched::Batch;
 use crate::sandbox::bindings::exports::airlock::line::handler;
+use crate::sandbox::bindings::topical::Topics;
+use crate::sandbox::bindings::topical::exports::airlock::line::subscriber::Message;
 use crate::sandbox::linking::Sandbox;
 use crate::sandbox::machine::ticks;
 use crate::sandbox::memory::Refused;
+use crate::sandbox::runtime::Scratch;
 use crate::sandbox::wasi::{CallTimedOut, State, caught};
+use crate::store::bucket::Buckets;
 use crate::talk::client::Client;
-use crate::talk::handler::{Answers, Handler, Outcome};
+use crate::talk::handler::{Answers, Handler, Outcome, Pushed};
+use crate::talk::mailbox::{Mail, Mailbox};
+use crate::topics::exchange::Exchange;
 
 /// A live instance, and the clock and the limits around it.
 pub struct Session {
@@ -29,6 +36,8 @@ pub struct Session {
     guest: LineServer,
     /// For many lines at once, where the guest has that.
     batch: Option<Batch>,
+    /// For what others publish, where it has that.
+    subscriber: Option<Topics>,
     call_ticks: u64,
     limits: Guest,
 }
@@ -101,36 +110,55 @@ impl From<Cause> for GuestError {
 }
 
 impl Session {
-    /// Makes a fresh instance for `client`.
+    /// Makes a fresh instance for a trial, with nothing that is live.
     ///
     /// # Errors
     /// The guest failed while it was initialised.
-    pub fn start(sandbox: &Sandbox, client: Client) -> Result<Session, GuestError> {
-        Session::start_with(sandbox, client, sandbox.runtime.room.no_memory())
+    pub fn start(
+        sandbox: &Sandbox,
+        client: Client,
+        scratch: Scratch,
+    ) -> Result<Session, GuestError> {
+        let memory = sandbox.runtime.room.no_memory();
+        Session::begin(sandbox, client, memory, scratch.stores, scratch.topics)
     }
 
-    /// The same, with memory that has been taken for it.
+    /// One that serves, with memory that has been taken for it.
     pub(crate) fn start_with(
         sandbox: &Sandbox,
         client: Client,
         memory: MemoryClaim,
     ) -> Result<Session, GuestError> {
+        let stores = sandbox.runtime.stores.clone();
+        let topics = sandbox.runtime.topics.clone();
+        Session::begin(sandbox, client, memory, stores, topics)
+    }
+
+    fn begin(
+        sandbox: &Sandbox,
+        client: Client,
+        memory: MemoryClaim,
+        stores: Buckets,
+        topics: Option<Arc<Exchange>>,
+    ) -> Result<Session, GuestError> {
         let limits = sandbox.runtime.limits.guest;
-        let state = sandbox.state(client, memory);
+        let has_stores = !stores.is_empty();
+        let state = sandbox.state(client, memory, stores, topics);
         let mut store = Store::new(&sandbox.machine.engine, state);
         store.limiter(|state| &mut state.memory);
         store.set_max_component_handles(guest::GUEST_HANDLES);
-        store.set_hostcall_fuel(most_bytes(&limits));
+        store.set_hostcall_fuel(most_bytes(&limits, has_stores));
         let claimed = store.data_mut().memory.claim(sandbox.instance_bytes);
         claimed.map_err(Cause::Memory)?;
         let call_ticks = ticks(limits.call_time);
-        let (guest, batch) = call(&mut store, call_ticks, &limits, |store| {
+        let (guest, batch, subscriber) = call(&mut store, call_ticks, &limits, |store| {
             sandbox.instantiate(store)
         })?;
         Ok(Session {
             store,
             guest,
             batch,
+            subscriber,
             call_ticks,
             limits,
         })
@@ -234,6 +262,33 @@ impl Handler for Session {
         }))
     }
 
+    fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        self.store.data().mailbox()
+    }
+
+    fn hear(&mut self, mail: &Mail) -> Result<Pushed, GuestError> {
+        // Whoever has none cannot subscribe.
+        let Some(subscriber) = &self.subscriber else {
+            return Ok(Pushed::default());
+        };
+        let subscriber = subscriber.airlock_line_subscriber();
+        let messages = mail.messages.iter().map(|message| Message {
+            topic: &message.topic,
+            body: &message.body,
+        });
+        let messages: Vec<_> = messages.collect();
+        let pushed = call(&mut self.store, self.call_ticks, &self.limits, |store| {
+            subscriber.call_on_messages(store, &messages, mail.missed)
+        })?;
+        for line in &pushed.lines {
+            self.check_reply(Some(line))?;
+        }
+        Ok(Pushed {
+            lines: pushed.lines,
+            close: pushed.close,
+        })
+    }
+
     /// Time since the server started, in whole ticks.
     fn clock(&self) -> Duration {
         self.store.data().clock()
@@ -242,9 +297,12 @@ impl Handler for Session {
 
 /// What the host allocates at most to receive a value, before its length is looked at. What a guest
 /// prints is received the same way.
-fn most_bytes(limits: &Guest) -> usize {
+fn most_bytes(limits: &Guest, has_stores: bool) -> usize {
     let two_replies = limits.reply_bytes.saturating_mul(2);
-    two_replies.max(guest::LEAST_TRANSFER_BYTES)
+    two_replies.max(match has_stores {
+        true => guest::LEAST_STORE_TRANSFER_BYTES,
+        false => guest::LEAST_TRANSFER_BYTES,
+    })
 }
 
 /// One call, which has failed too when it returns late: whatever the guest has found that nothing
@@ -306,7 +364,7 @@ fn cause(error: &wasmtime::Error, store: &Store<State>, limits: &Guest) -> Cause
     let mut cause = error.root_cause().to_string();
     if cause.starts_with(TOO_MUCH_DATA) {
         return Cause::TooMuchData {
-            limit_bytes: most_bytes(limits),
+            limit_bytes: most_bytes(limits, !store.data().stores.is_empty()),
         };
     }
     cause.truncate(cause.floor_char_boundary(LOG_LINE_BYTES));
@@ -367,7 +425,9 @@ mod tests {
     use crate::limits::process::Process;
     use crate::sandbox::compiler::Compiler;
     use crate::sandbox::host::Host;
-    use crate::sandbox::runtime::Runtime;
+    use crate::sandbox::runtime::{Grants, Runtime};
+    use crate::store::bucket::Bucket;
+    use crate::store::memory::Memory;
 
     #[test]
     fn a_conversation_can_move_to_another_thread_between_two_turns() {
@@ -398,7 +458,7 @@ mod tests {
 
     /// What the component below asks for in its greeting, and the handle that it gets for each: only
     /// with one can functions of these resources be called.
-    const HANDLES: [(&str, &str, &str); 4] = [
+    const HANDLES: [(&str, &str, &str); 7] = [
         ("output-stream", "wasi:cli/stdout", "get-stdout"),
         ("input-stream", "wasi:cli/stdin", "get-stdin"),
         (
@@ -411,7 +471,38 @@ mod tests {
             "wasi:sockets/instance-network",
             "instance-network",
         ),
+        ("bucket", "wasi:keyvalue/store@0.2.0-draft", "open"),
+        ("bucket", "wasi:keyvalue/store@0.2.0-draft2", "open"),
+        (
+            "cas",
+            "wasi:keyvalue/atomics@0.2.0-draft2",
+            "[static]cas.new",
+        ),
     ];
+
+    /// Whether a handle is one of a resource that is known to an interface: each version of one has its
+    /// own.
+    fn is_of(handle: &(&str, &str, &str), resource: Option<&str>, interface: &str) -> bool {
+        let version = handle.1.split_once('@').map(|(_, version)| version);
+        let own = interface.split_once('@').map(|(_, version)| version);
+        Some(handle.0) == resource && (version.is_none() || version == own)
+    }
+
+    /// What a function is called with: the handle that it needs, and zeros.
+    fn values(function: &Function) -> String {
+        let resource = function.resource.as_deref();
+        let mut handles = HANDLES.iter();
+        let handle = handles.position(|handle| is_of(handle, resource, &function.interface));
+        let mut values: Vec<_> = function
+            .params
+            .iter()
+            .map(|kind| format!("({kind}.const 0)"))
+            .collect();
+        if let Some(handle) = handle {
+            values[0] = format!("(i32.const {})", handle + 1);
+        }
+        values.join(" ")
+    }
 
     /// A function of the host: its name, its parameters as core WebAssembly has them, the resource
     /// that it needs a handle of, and its result.
@@ -478,36 +569,27 @@ mod tests {
         let mut resolve = Resolve::default();
         let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
         resolve.push_path(ours).expect("our WIT");
+        let draft = Path::new(env!("CARGO_MANIFEST_DIR")).join("wit/keyvalue-0.2.0-draft");
+        resolve
+            .push_path(draft)
+            .expect("the WIT of an older version");
         resolve.push_path(wasi()).expect("the WIT of WASI");
         let text = "package test:all; world all {
-            include airlock:line/line-server@0.1.0; include wasmtime:wasi/bindings; }";
+            include airlock:line/line-server@0.1.0; include wasmtime:wasi/bindings;
+            include wasi:keyvalue/imports@0.2.0-draft; include wasi:keyvalue/imports@0.2.0-draft2; }";
         let package = resolve.push_str("all.wit", text).expect("both");
         let world = resolve.select_world(&[package], None).expect("one world");
         let functions = functions(&resolve, world);
         let (mut imports, mut calls, mut handles) = (String::new(), String::new(), String::new());
         for (number, function) in functions.iter().enumerate() {
             let Function {
-                interface,
-                name,
-                params,
-                resource,
-                result,
+                interface, name, ..
             } = function;
-            let result = match *result {
-                "" => String::new(),
-                kind => format!("(result {kind})"),
+            let (result, drop) = match function.result {
+                "" => (String::new(), ""),
+                kind => (format!("(result {kind})"), "drop"),
             };
-            let drop = if result.is_empty() { "" } else { "drop" };
-            let resource = resource.as_deref();
-            let handle = HANDLES.iter().position(|handle| Some(handle.0) == resource);
-            let mut values: Vec<_> = params
-                .iter()
-                .map(|kind| format!("({kind}.const 0)"))
-                .collect();
-            if let Some(handle) = handle {
-                values[0] = format!("(i32.const {})", handle + 1);
-            }
-            let (kinds, values) = (params.join(" "), values.join(" "));
+            let (kinds, values) = (function.params.join(" "), values(function));
             imports += &format!(
                 r#"(import "{interface}" "{name}" (func $f{number} (param {kinds}) {result}))"#
             );
@@ -520,12 +602,18 @@ mod tests {
             let number = functions
                 .iter()
                 .position(|function| {
-                    function.interface.starts_with(interface) && function.name == name
+                    let rest = function.interface.strip_prefix(interface);
+                    let is_it = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('@'));
+                    is_it && function.name == name
                 })
                 .expect("a function that gives a handle");
-            let values = functions[number].params.first();
-            let values = values.map_or(String::new(), |kind| format!("({kind}.const 0)"));
-            handles += &format!("(drop (call $f{number} {values}))");
+            let function = &functions[number];
+            let drop = if function.result.is_empty() {
+                ""
+            } else {
+                "drop"
+            };
+            handles += &format!("(call $f{number} {}) {drop} ", values(function));
         }
         let mut module = wat::parse_str(format!(
             r#"(module
@@ -551,7 +639,12 @@ mod tests {
         // What compiles is another program, which this is not.
         let compiler = Compiler::new("", true);
         let host = Host::new(Process::new(1, 1 << 30), compiler).expect("a machine");
-        let runtime = Runtime::new(&host, None, Vec::new(), LIMITS);
+        let memory = Arc::new(Memory::new(1 << 20));
+        let grants = Grants {
+            stores: Buckets::new([("default".to_owned(), Bucket::new(memory, None))]),
+            ..Grants::default()
+        };
+        let runtime = Runtime::new(&host, None, grants, LIMITS);
         let machine = host.machines.get(false);
         let component = Component::from_binary(&machine.engine, component).expect("a component");
         Sandbox::link(&runtime, machine, &component, 0).expect("a guest")
@@ -566,7 +659,9 @@ mod tests {
         let mut reached = 0;
         for (number, Function { name, .. }) in functions.iter().enumerate() {
             let call = |ticks| {
-                let mut session = Session::start(&sandbox, Client::NOBODY).expect("an instance");
+                let mut session =
+                    Session::start(&sandbox, Client::NOBODY, sandbox.runtime.scratch())
+                        .expect("an instance");
                 session.greeting().expect("handles");
                 let Session { store, guest, .. } = &mut session;
                 store.set_epoch_deadline(1 << 32);
@@ -608,7 +703,8 @@ mod tests {
     #[test]
     fn a_call_that_returns_late_has_failed_whatever_it_returns() {
         let sandbox = sandbox(crate::GREETER);
-        let mut session = Session::start(&sandbox, Client::NOBODY).expect("an instance");
+        let mut session = Session::start(&sandbox, Client::NOBODY, sandbox.runtime.scratch())
+            .expect("an instance");
         let in_time = call(&mut session.store, 1000, &LIMITS.guest, |_| Ok("a reply"));
         assert_eq!(in_time.expect("a reply"), "a reply");
         let late = call(&mut session.store, 1, &LIMITS.guest, |store| {

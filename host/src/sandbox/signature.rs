@@ -5,7 +5,7 @@ use wasmtime::Engine;
 use wasmtime::component::types::{Component, ComponentFunc, ComponentItem, Type};
 
 /// What is asked of guests: interface, function, signature, as in wit/world.wit.
-const WANTED: [(&str, &str, &str); 3] = [
+const WANTED: [(&str, &str, &str); 4] = [
     (
         "airlock:line/handler@0.1.0",
         "greeting",
@@ -20,6 +20,12 @@ const WANTED: [(&str, &str, &str); 3] = [
         "airlock:line/batch@0.1.0",
         "handle-lines",
         "func(string, u32) -> record { replies: string, handled: u32, close: bool }",
+    ),
+    (
+        "airlock:line/subscriber@0.1.0",
+        "on-messages",
+        "func(list<record { topic: string, body: list<u8> }>, bool) -> record { lines: list<string>, \
+         close: bool }",
     ),
 ];
 

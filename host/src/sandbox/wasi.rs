@@ -25,7 +25,10 @@ use crate::sandbox::bindings::airlock::line::connection;
 use crate::sandbox::guest_log::{GuestLog, LogRate};
 use crate::sandbox::memory::Memory;
 use crate::sandbox::ticker::Ticks;
+use crate::store::bucket::Buckets;
 use crate::talk::client::Client;
+use crate::talk::mailbox::Mailbox;
+use crate::topics::member::Member;
 
 /// The native side of one instance.
 pub(crate) struct State {
@@ -36,7 +39,13 @@ pub(crate) struct State {
     stderr: Option<GuestLog>,
     /// What may be logged of this and all other instances.
     log: Arc<LogRate>,
-    table: ResourceTable,
+    pub(super) table: ResourceTable,
+    pub(super) stores: Buckets,
+    /// How long one operation of a store may take.
+    pub(super) store_time: Duration,
+    /// Those of the call in progress.
+    pub(super) operations: u32,
+    pub(super) topics: Member,
     pub(crate) memory: Memory,
     ticks: Ticks,
     /// The tick at which the call in progress has to end.
@@ -50,13 +59,16 @@ pub(crate) struct State {
 pub(crate) struct CallTimedOut;
 
 impl State {
-    /// Of an instance for `client` that has this environment, memory, clock, and share of the log.
+    /// Of an instance for `client` that has this environment, memory, clock, share of the log, stores
+    /// with the time for an operation, and topics.
     pub(super) fn new(
         client: Client,
         environment: Arc<[(String, String)]>,
         memory: Memory,
         ticks: Ticks,
         log: Arc<LogRate>,
+        (stores, store_time): (Buckets, Duration),
+        topics: Member,
     ) -> State {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::guest::GUEST_RESOURCES);
@@ -67,6 +79,10 @@ impl State {
             stderr: None,
             log,
             table,
+            stores,
+            store_time,
+            operations: 0,
+            topics,
             memory,
             ticks,
             deadline: 0,
@@ -76,6 +92,8 @@ impl State {
     /// Starts the clock of one call.
     pub(crate) fn start_call(&mut self, ticks: u64) {
         self.deadline = self.ticks.now().saturating_add(ticks);
+        self.operations = 0;
+        self.topics.start_call();
     }
 
     /// Time since the server started, in whole ticks.
@@ -93,11 +111,16 @@ impl State {
     /// loop begins, so calls of the host one after the other would go on. There is no other way to
     /// fail here, and Wasmtime carries an unwinding out of the guest. (A call hook could fail, and
     /// costs each line 7 % more instructions.)
-    fn in_time(&mut self) -> &mut State {
+    pub(super) fn in_time(&mut self) -> &mut State {
         if self.is_over() {
             panic::resume_unwind(Box::new(CallTimedOut));
         }
         self
+    }
+
+    /// Where what others publish waits for it, once it has subscribed to something.
+    pub(crate) fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        self.topics.mailbox()
     }
 
     /// What the guest wrote last to its standard error, if that may still be logged.
@@ -106,7 +129,7 @@ impl State {
         stderr.map(GuestLog::last_words).unwrap_or_default()
     }
 
-    fn time_left(&self) -> Duration {
+    pub(super) fn time_left(&self) -> Duration {
         time(self.deadline.saturating_sub(self.ticks.now()))
     }
 }
@@ -178,6 +201,18 @@ impl connection::Host for State {
 
     fn local_address(&mut self) -> String {
         self.client.local.to_string()
+    }
+
+    fn is_encrypted(&mut self) -> bool {
+        self.client.is_encrypted
+    }
+
+    fn peer_identity(&mut self) -> Option<connection::Identity> {
+        let identity = self.client.identity.as_ref()?;
+        Some(connection::Identity {
+            subject: identity.subject.clone(),
+            dns_names: identity.dns_names.clone(),
+        })
     }
 }
 

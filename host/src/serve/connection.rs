@@ -1,15 +1,22 @@
 //! One client from accept to close: its session, what it has taken of the server, and the log of it;
 //! for whoever drives it.
 
+use std::io::ErrorKind;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+
+use nix::sys::socket::UnixCredentials;
+use rustls::ServerConfig;
 
 use crate::process::connections::Permit;
 use crate::process::room::{MemoryClaim, Reservation};
 use crate::sandbox::session::{Cause, GuestError, Session};
 use crate::serve::recording::Recording;
 use crate::serve::service::Service;
-use crate::talk::client::Client;
+use crate::serve::socket::Socket;
+use crate::serve::transport::Transport;
+use crate::serve::websocket::upgrade::Rules;
+use crate::talk::client::{Client, Endpoint};
 use crate::talk::conversation::{Conversation, End, Event, Turn, Wait};
 use crate::talk::recorder::Recorder;
 use crate::versions::assignment::Assignment;
@@ -22,6 +29,26 @@ pub(crate) struct Admitted {
     pub(crate) reservation: Reservation,
     pub(crate) memory: MemoryClaim,
     pub(crate) client: Client,
+    pub(crate) origin: Origin,
+    pub(crate) transport: Transport,
+    /// What has to come first, if anything.
+    pub(crate) handshake: Option<Handshake>,
+}
+
+/// What comes before a conversation, in this order.
+pub(crate) struct Handshake {
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) websocket: Option<Arc<Rules>>,
+}
+
+/// What is known of the other end besides the client's address.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    Nothing,
+    /// Of a Unix socket: which process it is.
+    Process(UnixCredentials),
+    /// It is a proxy, which has said who the client is.
+    Proxy(Box<Endpoint>),
 }
 
 /// A client that is being served.
@@ -36,18 +63,23 @@ pub(crate) struct Connection {
 /// What a connection has of the server until it is dropped.
 pub(crate) struct Held {
     pub(crate) service: Arc<Service>,
-    permit: Permit,
+    pub(crate) permit: Permit,
     assignment: Assignment,
     _reservation: Reservation,
     client: Client,
 }
 
 impl Held {
-    /// Whether it has to end, because the server does or its version of the guest.
+    /// Whether it has to end, because the server does, its service, or its version of the guest.
     pub(crate) fn is_draining(&self) -> bool {
-        self.permit.is_ending() || self.assignment.version.is_retired()
+        self.permit.is_ending()
+            || self.assignment.version.is_retired()
+            || self.service.group.is_ending()
     }
 }
+
+/// How a TLS client begins: with a record of the handshake.
+const CLIENT_HELLO: [u8; 2] = [22, 3];
 
 /// What becomes of the socket of a connection that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +92,11 @@ pub(crate) enum Close {
 }
 
 impl Connection {
-    /// Logs it, has its session made, and the client greeted.
-    pub(crate) fn start(admitted: Admitted) -> (Connection, Option<Wait>) {
+    /// Logs it, has its session made, and the client greeted, through `transport`.
+    pub(crate) fn start(
+        admitted: Box<Admitted>,
+        transport: &Transport,
+    ) -> (Connection, Option<Wait>) {
         let Admitted {
             service,
             permit,
@@ -69,13 +104,23 @@ impl Connection {
             reservation,
             memory,
             client,
-        } = admitted;
+            origin,
+            transport: _,
+            handshake: _,
+        } = *admitted;
         let version = &assignment.version;
-        tracing::info!(service = service.runtime.service(), connection = client.id, peer = %client.peer, version = version.number, "accepted");
+        let (mut pid, mut uid, mut proxy) = (None, None, None);
+        match origin {
+            Origin::Nothing => {}
+            Origin::Process(process) => (pid, uid) = (Some(process.pid()), Some(process.uid())),
+            Origin::Proxy(endpoint) => proxy = Some(tracing::field::display(endpoint)),
+        }
+        tracing::info!(service = service.runtime.service(), connection = client.id, peer = %client.peer, pid, uid, proxy, version = version.number, "accepted");
         let recordings = service.recordings.as_ref();
-        let recording = recordings.and_then(|all| all.begin(client, version));
+        let recording = recordings.and_then(|all| all.begin(&client, version));
+        let framing = transport.framing(service.framing);
         let mut connection = Connection {
-            conversation: Conversation::new(service.framing, service.runtime.limits.wire),
+            conversation: Conversation::new(framing, service.runtime.limits.wire),
             held: Held {
                 service,
                 permit,
@@ -87,6 +132,7 @@ impl Connection {
         };
         let wait = connection.attempt(|connection| {
             let sandbox = &connection.held.assignment.version.sandbox;
+            let client = connection.held.client.clone();
             connection.conversation.start(|| {
                 Recorder::start(recording, || Session::start_with(sandbox, client, memory))
             })
@@ -126,6 +172,21 @@ impl Connection {
         }
     }
 
+    /// Tells the client that all has been said. Returns what it waits for, if there is no room for that.
+    pub(crate) fn say_end(
+        &mut self,
+        socket: &Socket<'_>,
+        transport: &mut Transport,
+    ) -> Option<Wait> {
+        let conversation = &mut self.conversation;
+        match transport.end(socket, self.end.as_ref()) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && conversation.is_heard() => {
+                conversation.goodbye(transport.stalled(socket, conversation.bytes_out))
+            }
+            _ => None,
+        }
+    }
+
     /// Logs its end, when all has been said. `has_unread`: the kernel has input that was not read.
     pub(crate) fn close(&self, has_unread: impl FnOnce() -> bool) -> Close {
         let Held {
@@ -139,12 +200,15 @@ impl Connection {
         let Some(end) = &self.end else {
             return Close::Now;
         };
-        let reason = match end {
-            End::ShuttingDown if !permit.is_ending() => {
-                "its version of the guest was replaced".to_owned()
-            }
+        let mut reason = match end {
+            End::ShuttingDown if permit.is_ending() => end.to_string(),
+            End::ShuttingDown if service.group.is_ending() => "its service has ended".to_owned(),
+            End::ShuttingDown => "its version of the guest was replaced".to_owned(),
             _ => end.to_string(),
         };
+        if self.conversation.first_bytes() == CLIENT_HELLO {
+            reason.push_str(" (what came is TLS: does the client speak it to a plain port?)");
+        }
         let Client { id, peer, .. } = client;
         let service = service.runtime.service();
         let version = assignment.version.number;
@@ -168,6 +232,8 @@ impl Connection {
         let unread = self.conversation.pending_bytes() > 0;
         match end {
             End::NotReading => Close::Reset,
+            // It was told why.
+            End::Broken(error) if error.kind() == ErrorKind::InvalidData => Close::Linger,
             _ if !self.conversation.is_heard() => Close::Now,
             _ if unread || end.last_word().is_some() || has_unread() => Close::Linger,
             _ => Close::Now,

@@ -68,14 +68,14 @@ impl Recordings {
     }
 
     /// A file for this connection, if there may be one more. Whether it can be written shows later.
-    pub(crate) fn begin(&self, client: Client, version: &Version) -> Option<Recording> {
+    pub(crate) fn begin(&self, client: &Client, version: &Version) -> Option<Recording> {
         let id = client.id;
         if !take(&self.bytes_left, BLOCK_BYTES) {
             return None;
         }
         let path = self.folder.join(format!("{}-{id:08}.conv", self.prefix));
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        let (peer, local) = (client.peer, client.local);
+        let (peer, local) = (&client.peer, &client.local);
         let head = format!(
             "# {now} connection {id} from {peer} to {local}\n# guest version {} sha256 {}\n",
             version.number, version.digest

@@ -30,29 +30,35 @@ use crate::process::room::Room;
 use crate::process::shutdown::Shutdown;
 use crate::process::waiting;
 use crate::sandbox::host::Host;
-use crate::serve::admission::Admission;
+use crate::serve::admission::{Candidate, Door};
 use crate::serve::connection::Admitted;
+use crate::serve::handshakes::{self, Newcomer};
+use crate::serve::headers;
 use crate::serve::seats::board::{Board, FIRST_TURN};
 use crate::serve::seats::entrance::Entrance;
 use crate::serve::seats::monitor::{Monitor, Watched};
 use crate::serve::seats::parked::{Occasion, Parked};
 use crate::serve::seats::seat::{DOORS, Letter, Seat, WAKE, lock, this_turn};
 use crate::serve::threads::Threads;
+use crate::serve::waiting_room::WaitingRoom;
 
 /// All seats of a server, until they are dropped. Threads that hold one end then; one that is stuck
 /// with a guest ends with the process.
 pub(crate) struct Seats {
+    /// Both end before the seats do, to which they give clients.
+    _headers: WaitingRoom<Candidate>,
+    _handshakes: WaitingRoom<Newcomer>,
     shared: Arc<Shared>,
     /// How often somebody had waited at each seat when that was last asked.
     asked: Vec<u64>,
 }
 
 struct Shared {
-    seats: Vec<Seat>,
+    seats: Arc<[Seat]>,
     room: Arc<Room>,
     entrance: Entrance,
     shutdown: Shutdown,
-    threads: Threads<Order>,
+    threads: Arc<Threads<Order>>,
     /// No thread could be had for a seat.
     lacking: Mutex<Recurring>,
     /// Readable once the listener is broken.
@@ -71,28 +77,37 @@ struct Order {
 }
 
 impl Seats {
-    /// Makes `count` seats, which accept at once.
+    /// Makes `count` seats. There is no door yet.
     ///
     /// # Errors
     /// The process is out of descriptors, or there is no thread.
-    pub(crate) fn start(
-        count: usize,
-        admission: Admission,
-        host: &Host,
-        shutdown: &Shutdown,
-    ) -> io::Result<Seats> {
+    pub(crate) fn start(count: usize, host: &Host, shutdown: &Shutdown) -> io::Result<Seats> {
         let seats = (0..count).map(|_| Seat::new());
+        let seats = seats.collect::<io::Result<Arc<[_]>>>()?;
+        let threads = Arc::new(Threads::new(
+            host.limits.connections.saturating_add(count),
+            THREAD_STACK_BYTES,
+            THREAD_IDLE_TIME,
+            |order: Order| order.shared.hold(order.seat, order.turn),
+        ));
+        let handshakes = handshakes::room(shutdown, {
+            let seats = Arc::clone(&seats);
+            move |admitted| entrance::seat(&seats, admitted)
+        });
+        let headers = headers::room(shutdown, {
+            let (seats, threads) = (Arc::clone(&seats), Arc::clone(&threads));
+            let queue = Arc::clone(handshakes.queue());
+            move |candidate, proxied| {
+                entrance::let_in_later(&seats, &queue, candidate, proxied, threads.live());
+            }
+        });
+        let queues = (Arc::clone(headers.queue()), Arc::clone(handshakes.queue()));
         let shared = Arc::new(Shared {
-            seats: seats.collect::<io::Result<_>>()?,
+            seats,
             room: Arc::clone(&host.room),
-            entrance: Entrance::new(admission, shutdown.clone()),
+            entrance: Entrance::new(shutdown.clone(), queues.0, queues.1),
             shutdown: shutdown.clone(),
-            threads: Threads::new(
-                host.limits.connections.saturating_add(count),
-                THREAD_STACK_BYTES,
-                THREAD_IDLE_TIME,
-                |order: Order| order.shared.hold(order.seat, order.turn),
-            ),
+            threads,
             lacking: Mutex::new(Recurring::new()),
             attention: eventfd(0, EventfdFlags::CLOEXEC)?,
             broken: Mutex::default(),
@@ -102,7 +117,6 @@ impl Seats {
         let monitor = Monitor::start(Arc::downgrade(&shared))?;
         shared.monitor.get_or_init(|| monitor);
         for (number, seat) in shared.seats.iter().enumerate() {
-            shared.entrance.listen(seat, number, true)?;
             shutdown.connections().add_waker(seat.waker()?);
             shared.threads.run(Order {
                 shared: Arc::clone(&shared),
@@ -111,6 +125,8 @@ impl Seats {
             })?;
         }
         Ok(Seats {
+            _headers: headers,
+            _handshakes: handshakes,
             shared,
             asked: Vec::new(),
         })
@@ -126,9 +142,9 @@ impl Seats {
         lock(&self.shared.broken).take()
     }
 
-    /// Nobody is let in any more.
-    pub(crate) fn stop_accepting(&self) {
-        self.shared.entrance.close(&self.shared.seats);
+    /// Lets clients in at these doors from now on, and at no others.
+    pub(crate) fn change(&self, doors: Vec<Door>) {
+        self.shared.entrance.change(&self.shared.seats, doors);
     }
 
     /// How many clients have been let in.
@@ -245,6 +261,9 @@ impl Shared {
             match about {
                 WAKE => {
                     seat.has_woken();
+                    for place in seat.take_mail() {
+                        board.bring_mail(place);
+                    }
                     board.look_up = true;
                 }
                 door @ DOORS.. => self.let_in(number, &mut board, (door - DOORS) as usize),
@@ -310,6 +329,16 @@ impl Shared {
         let turn = seat.begin_turn(number, board);
         // A panic ends this connection.
         let parked = panic::catch_unwind(AssertUnwindSafe(drive)).unwrap_or(None);
+        if let Some(mailbox) = parked.as_ref().and_then(|parked| parked.mailbox())
+            && !mailbox.has_bell()
+        {
+            let seats = Arc::downgrade(&self.seats);
+            mailbox.ring(move || {
+                if let Some(seats) = seats.upgrade() {
+                    seats[number].post(place);
+                }
+            });
+        }
         let Some(mut board) = seat.end_turn(turn) else {
             seat.send(Letter::Back(place, parked));
             return None;
@@ -360,7 +389,7 @@ impl Shared {
         &'a self,
         number: usize,
         mut board: MutexGuard<'a, Board>,
-        admitted: Admitted,
+        admitted: Box<Admitted>,
     ) -> Option<MutexGuard<'a, Board>> {
         let place = board.reserve(Arc::clone(admitted.permit.stream()));
         self.take_turn(number, board, place, || Parked::start(admitted))

@@ -11,20 +11,21 @@ use crate::sandbox::runtime::Runtime;
 use crate::serve::recording::Recordings;
 use crate::talk::framing::Framing;
 use crate::versions::assignment::Versions;
-use crate::versions::guest_file::Fingerprint;
-use crate::versions::reload::{Policy, Reload};
+use crate::versions::guest_file::Digest;
+use crate::versions::reload::{Known, Policy, Reload};
+use crate::versions::trial::Passed;
 
 /// What is served, and how: apart from other services of the process, but for what the process has
 /// once.
 pub struct Service {
     /// What all versions of the guest share.
-    pub(crate) runtime: Arc<Runtime>,
+    pub runtime: Arc<Runtime>,
     /// The versions of the guest.
-    pub(crate) versions: Arc<Versions>,
+    pub versions: Arc<Versions>,
     /// What makes a message.
     pub(crate) framing: Framing,
     /// Where conversations are recorded, if they are.
-    pub(crate) recordings: Option<Recordings>,
+    pub recordings: Option<Arc<Recordings>>,
     /// Who is connected.
     pub(crate) group: Arc<Group>,
     /// Clients were turned away.
@@ -37,45 +38,66 @@ impl Service {
         runtime: Arc<Runtime>,
         versions: Versions,
         framing: Framing,
-        recordings: Option<Recordings>,
+        recordings: Option<Arc<Recordings>>,
         shutdown: &Shutdown,
     ) -> Arc<Service> {
-        let process = &runtime.host.limits;
-        let caps = Caps {
-            process: process.connections,
-            service: runtime.limits.connections,
-            per_ip: runtime.limits.connections_per_ip,
-            kept: match process.services {
-                1 => 0,
-                // However few there are, half of them are for whoever comes first.
-                services => SERVICE_CONNECTIONS
-                    .min(process.connections / services / 2)
-                    .min(runtime.limits.connections),
-            },
-        };
+        let group = shutdown.connections().join(caps(&runtime));
+        Service::with(group, runtime, versions, framing, recordings)
+    }
+
+    /// The same service with other settings, for new connections. They count along with those that
+    /// there are, which keep what they began with.
+    pub fn changed(
+        &self,
+        runtime: Arc<Runtime>,
+        (passed, digest): (Passed, Digest),
+        framing: Framing,
+        recordings: Option<Arc<Recordings>>,
+    ) -> Arc<Service> {
+        self.group.change(caps(&runtime));
+        let group = Arc::clone(&self.group);
+        let versions = Versions::after(&self.versions, passed, digest);
+        Service::with(group, runtime, versions, framing, recordings)
+    }
+
+    fn with(
+        group: Arc<Group>,
+        runtime: Arc<Runtime>,
+        versions: Versions,
+        framing: Framing,
+        recordings: Option<Arc<Recordings>>,
+    ) -> Arc<Service> {
         Arc::new(Service {
-            group: shutdown.connections().join(caps),
             runtime,
             versions: Arc::new(versions),
             framing,
             recordings,
+            group,
             refused: Mutex::new(Recurring::new()),
         })
     }
 
-    /// Looks after the guest's file from now on, which was as `seen` when it was read.
+    /// Looks after the guest's file from now on.
     ///
     /// # Errors
     /// The system has no room for another thread.
-    pub fn reload(
-        &self,
-        policy: Policy,
-        seen: Option<Fingerprint>,
-        shutdown: &Shutdown,
-    ) -> io::Result<Reload> {
+    pub fn reload(&self, policy: Policy, known: Known, shutdown: &Shutdown) -> io::Result<Reload> {
         let runtime = Arc::clone(&self.runtime);
         let versions = Arc::clone(&self.versions);
         let group = Arc::clone(&self.group);
-        Reload::start(policy, seen, runtime, versions, group, shutdown.clone())
+        Reload::start(policy, known, runtime, versions, group, shutdown.clone())
+    }
+}
+
+fn caps(runtime: &Runtime) -> Caps {
+    let process = &runtime.host.limits;
+    Caps {
+        process: process.connections,
+        service: runtime.limits.connections,
+        per_ip: runtime.limits.connections_per_ip,
+        kept: match process.services {
+            1 => 0,
+            _ => SERVICE_CONNECTIONS.min(runtime.limits.connections),
+        },
     }
 }

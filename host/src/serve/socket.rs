@@ -1,30 +1,27 @@
 //! One client's socket: waited for, or not, as its driver has it.
 
 use std::ffi::c_int;
-use std::io;
 #[cfg(doc)]
 use std::io::ErrorKind;
-use std::net::{Shutdown as Direction, TcpStream};
-use std::os::fd::AsFd;
+use std::io::{self, IoSlice};
+use std::net::Shutdown as Direction;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, ioctl};
-use rustix::net::{self, RecvFlags, SendFlags};
-use socket2::SockRef;
-
-use crate::talk::conversation::Event;
+use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 
 /// A client's socket, with a time limit that costs a system call only when it changes.
 pub struct Socket<'a> {
-    stream: &'a TcpStream,
+    stream: &'a socket2::Socket,
     read_time: Option<Duration>,
 }
 
 impl<'a> Socket<'a> {
     /// A socket that blocks.
-    pub fn new(stream: &'a TcpStream) -> Socket<'a> {
+    pub fn new(stream: &'a socket2::Socket) -> Socket<'a> {
         Socket {
             stream,
             read_time: None,
@@ -40,6 +37,11 @@ impl<'a> Socket<'a> {
             self.read_time = Some(time);
         }
         Ok(())
+    }
+
+    /// To be polled.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Somebody else may have set it.
@@ -65,6 +67,16 @@ impl<'a> Socket<'a> {
         Ok(net::send(self.stream, bytes, flags)?)
     }
 
+    /// The same of several pieces, one after the other.
+    pub(crate) fn send_gathered(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let [piece] = pieces {
+            return self.send(piece);
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let mut nothing = SendAncillaryBuffer::default();
+        Ok(net::sendmsg(self.stream, pieces, &mut nothing, flags)?)
+    }
+
     /// Waits until the kernel has room for more to send, for this long at most. Returns whether it
     /// has, or is broken, which sending will tell.
     pub(crate) fn wait_for_room(&self, within: Duration) -> io::Result<bool> {
@@ -81,23 +93,21 @@ impl<'a> Socket<'a> {
         unacknowledged_bytes(self.stream)
     }
 
-    /// What to say of it when it takes nothing.
-    pub(crate) fn stalled(&self) -> Event {
-        match self.unacknowledged_bytes() {
-            Ok(unacknowledged_bytes) => Event::Stalled {
-                unacknowledged_bytes,
-            },
-            Err(error) => Event::Broken(error),
-        }
-    }
-
     pub(crate) fn has_unread(&self) -> bool {
         rustix::io::ioctl_fionread(self.stream).is_ok_and(|bytes| bytes > 0)
     }
 
     /// Drops what the kernel still wants to send.
     pub(crate) fn reset(&self) {
-        let _ = SockRef::from(self.stream).set_linger(Some(Duration::ZERO));
+        let _ = self.stream.set_linger(Some(Duration::ZERO));
+    }
+
+    /// Ends the output, and takes what the client has already sent: unread bytes would turn the close into
+    /// a reset, and the reset could overtake the last that was sent.
+    pub(crate) fn turn_away(&self) {
+        if self.end_output().is_ok() {
+            let _taken = self.receive_now(&mut [0; 4096]);
+        }
     }
 
     /// Nothing more is sent.
@@ -124,8 +134,9 @@ mod tests {
     fn the_kernel_tells_what_the_other_side_has_taken() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
-        let client = TcpStream::connect(address).expect("a connection");
+        let client = std::net::TcpStream::connect(address).expect("a connection");
         let (server, _) = listener.accept().expect("the same");
+        let server = server.into();
         let socket = Socket::new(&server);
         let block = [0; 64 * 1024];
         let mut sent_bytes = 0;

@@ -2,26 +2,42 @@
 //! service.
 
 use crate::limits::Limits;
-use crate::limits::guest::{GUEST_MEMORIES, Guest};
-use crate::limits::process::{ADDRESS_SPACE_BYTES, Process};
+use crate::limits::guest::{GUEST_MEMORIES, GUEST_MEMORY_BYTES, Guest};
+use crate::limits::process::{ADDED_SERVICES, ADDRESS_SPACE_BYTES, Process};
 use crate::limits::wire::Wire;
 use crate::process::capacity::{self, Capacity, Each};
 use crate::serve::scheduling::Scheduling;
 use crate::settings::service::{ServiceSettings, Settings};
+use crate::settings::store_url::StoreUrl;
 
 impl Settings {
     /// What each connection takes.
     pub fn each(&self) -> Each {
-        let records = self.services.iter().any(|service| service.record.is_some());
+        let any = |has: fn(&ServiceSettings) -> bool| self.services.iter().any(has);
+        let records = any(|service| service.record.is_some());
+        let thread = self.process.threads == Scheduling::PerConnection;
+        // A thread that hears others waits for that at a descriptor of its own.
+        let hears = thread && any(|service| service.guest_settings.topics.is_some());
         Each {
-            files: if records { 2 } else { 1 },
-            thread: self.process.threads == Scheduling::PerConnection,
+            files: 1 + u64::from(records) + u64::from(hears),
+            thread,
         }
     }
 
-    /// What this machine has room for.
-    pub fn capacity(&self) -> Capacity {
-        capacity::claim(self.each(), self.own_files())
+    /// What this machine has room for. `grows`: services may be added later.
+    pub fn capacity(&self, grows: bool) -> Capacity {
+        const ADDED: u64 =
+            ADDED_SERVICES as u64 * (capacity::LISTENER_FILES + capacity::WATCH_FILES);
+        let added = match grows {
+            true => capacity::WATCH_FILES + ADDED,
+            false => 0,
+        };
+        let mut each = self.each();
+        if grows {
+            // Its conversations may be recorded later.
+            each.files = each.files.max(2);
+        }
+        capacity::claim(each, self.own_files() + added)
     }
 
     /// Open files of more seats, listeners and watched guests than one of each.
@@ -35,38 +51,48 @@ impl Settings {
             .services
             .iter()
             .filter(|service| service.guest.is_some() && !service.reload.no_watch);
+        let stores = self
+            .services
+            .iter()
+            .flat_map(|service| &service.guest_settings.stores);
+        let files = stores.filter(|store| matches!(store.url, StoreUrl::File(_)));
         let beside_one = |count: usize, files| count.saturating_sub(1) as u64 * files;
         beside_one(seats, capacity::SEAT_FILES)
             + beside_one(listeners.sum(), capacity::LISTENER_FILES)
             + beside_one(watched.count(), capacity::WATCH_FILES)
+            + files.count() as u64
     }
 
-    /// Every bound of the process, and of each service in their order.
+    /// Every bound of the process, and of each service in their order. `grows`: services may be added
+    /// later, and change.
     ///
     /// # Errors
     /// More was asked for than there is room for.
-    pub fn bounds(&self, capacity: Capacity) -> Result<(Process, Vec<Limits>), String> {
+    pub fn bounds(
+        &self,
+        capacity: Capacity,
+        grows: bool,
+    ) -> Result<(Process, Vec<Limits>), String> {
         let services = &self.services;
-        let limits = services.iter().map(|service| {
-            let limits = service.limits(capacity);
-            limits.map_err(|error| match services.len() {
-                1 => error,
-                _ => format!("service `{}`: {error}", service.name),
-            })
-        });
-        let mut limits = limits.collect::<Result<Vec<_>, _>>()?;
+        let mut limits = self.limits(capacity)?;
         let memories = limits.iter().map(|limits| limits.guest.memory_bytes);
-        let guest_memory_bytes = memories.max().unwrap_or_default();
+        let usual = grows.then_some(GUEST_MEMORY_BYTES);
+        let guest_memory_bytes = memories.chain(usual).max().unwrap_or_default();
         let (room, _) = capacity.connections_with(guest_memory_bytes as u64);
         let wanted = limits.iter().map(|limits| limits.connections);
-        let connections = wanted.fold(0, usize::saturating_add).min(room);
+        let mut connections = wanted.fold(0, usize::saturating_add).min(room);
         check_addresses(connections, guest_memory_bytes, services.len())?;
+        if grows {
+            connections = connections.max(room.min(most_with(guest_memory_bytes)));
+        }
         for limits in &mut limits {
             limits.connections = limits.connections.min(connections);
         }
         let total = self.process.limits.total_guest_memory;
         let process = Process {
-            services: services.len(),
+            // One that is alone has to leave something to the next.
+            services: services.len().max(if grows { 2 } else { 1 }),
+            trials: services.len() + if grows { ADDED_SERVICES } else { 0 },
             connections,
             total_guest_memory_bytes: total
                 .map_or(capacity.guest_memory_bytes, |total| total.bytes()),
@@ -78,6 +104,34 @@ impl Settings {
             drain_time: self.process.limits.drain_timeout.into(),
         };
         Ok((process, limits))
+    }
+
+    /// Every bound of each service, in a process that has been started with these. Whether the memories of
+    /// its pool are large enough is not looked at.
+    ///
+    /// # Errors
+    /// More was asked for than there is room for.
+    pub fn limits_within(
+        &self,
+        capacity: Capacity,
+        process: &Process,
+    ) -> Result<Vec<Limits>, String> {
+        let mut limits = self.limits(capacity)?;
+        for limits in &mut limits {
+            limits.connections = limits.connections.min(process.connections);
+        }
+        Ok(limits)
+    }
+
+    fn limits(&self, capacity: Capacity) -> Result<Vec<Limits>, String> {
+        let limits = self.services.iter().map(|service| {
+            let limits = service.limits(capacity);
+            limits.map_err(|error| match self.services.len() {
+                1 => error,
+                _ => format!("service `{}`: {error}", service.name),
+            })
+        });
+        limits.collect()
     }
 }
 
@@ -129,7 +183,7 @@ fn check_addresses(connections: usize, memory_bytes: usize, services: usize) -> 
         return Ok(());
     }
     let memory = bytesize::ByteSize(memory_bytes);
-    let most = ADDRESS_SPACE_BYTES / u64::from(GUEST_MEMORIES) / memory_bytes;
+    let most = most_with(memory_bytes as usize);
     Err(match services {
         1 => format!(
             "{connections} connections with --guest-memory {memory} each need more addresses than \
@@ -141,6 +195,12 @@ fn check_addresses(connections: usize, memory_bytes: usize, services: usize) -> 
              {most} together"
         ),
     })
+}
+
+/// How many instances with memories of this size there are addresses for.
+fn most_with(memory_bytes: usize) -> usize {
+    let most = ADDRESS_SPACE_BYTES / u64::from(GUEST_MEMORIES) / memory_bytes.max(1) as u64;
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -158,13 +218,16 @@ mod tests {
     }
 
     fn bounds(connections: usize, file: &str) -> Result<(Process, Vec<Limits>), String> {
-        settings(file).bounds(Capacity {
-            connections,
-            bound: "nothing",
-            guest_memory_bytes: 4 << 30,
-            mappings: u64::MAX,
-            addresses: u64::MAX,
-        })
+        settings(file).bounds(
+            Capacity {
+                connections,
+                bound: "nothing",
+                guest_memory_bytes: 4 << 30,
+                mappings: u64::MAX,
+                addresses: u64::MAX,
+            },
+            false,
+        )
     }
 
     #[test]

@@ -29,6 +29,8 @@ impl Sources<'_> {
         for table in Table::ALL {
             let services = match table {
                 Table::Service => self.services,
+                // They are texts of `listen` and of `store`.
+                Table::Door | Table::Store => &[],
                 // They all have those of the process.
                 _ => self.services.get(..1).unwrap_or_default(),
             };
@@ -122,7 +124,7 @@ fn value(key: &Key, options: &ArgMatches) -> Option<Value> {
             Some(number.map_or_else(|| text.into(), Value::from))
         }
         Form::Many(_) => Some(texts.map(Value::from).collect::<Vec<_>>().into()),
-        Form::Variables => {
+        Form::Variables | Form::Stores(_) => {
             let pairs = texts.filter_map(|text| {
                 let (name, value) = text.split_once('=')?;
                 Some((name.to_owned(), Value::from(value)))

@@ -1,7 +1,7 @@
 //! Reads a file of settings: what it sets, and all that is wrong with it, each with its place.
 
 use std::collections::BTreeMap;
-use std::error::Error;
+use std::collections::btree_map::Entry;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -10,15 +10,19 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::builder::Resettable;
-use clap::{Arg, Args, Command, FromArgMatches};
+use clap::{Args, Command, FromArgMatches};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::limits::process::CONFIG_BYTES;
+use crate::settings::door::DoorSettings;
 use crate::settings::keys::{self, Form, Key, Table};
+use crate::settings::parameters::{self, Wrong};
 use crate::settings::process::ProcessSettings;
-use crate::settings::service::{Conflict, ServiceSettings, Settings};
-use crate::settings::values::Written;
+use crate::settings::service::{Conflict, ServiceSettings, Settings, contradiction};
+use crate::settings::spelling::nearest;
+use crate::settings::store::{self, StoreSettings};
+use crate::settings::values::{MOST_NAME_LENGTH, Name, Written, check};
 
 /// What a file sets.
 #[derive(Debug, Default)]
@@ -202,10 +206,27 @@ impl File {
 
 fn clash(service: &ServiceSettings, other: &ServiceSettings) -> Option<Conflict> {
     let mut own = service.listen.iter();
-    let address = own.find(|own| own.port() != 0 && other.listen.contains(own))?;
+    let taken = |own: &&DoorSettings| {
+        let mut others = other.listen.iter();
+        others.any(|other| own.address.endpoint == other.address.endpoint)
+    };
+    if let Some(own) = own.find(|own| !own.address.is_any_port() && taken(own)) {
+        let address = &own.address;
+        return Some(Conflict {
+            option: "listen",
+            message: format!("`listen`: {address} is taken by [service.{}]", other.name),
+        });
+    }
+    let mut stores = service.guest_settings.stores.iter();
+    let contradicts = |own: &&StoreSettings| {
+        let mut others = other.guest_settings.stores.iter();
+        others.any(|other| own.contradicts(other))
+    };
+    let own = stores.find(contradicts)?;
+    let theirs = format!("one of [service.{}]", other.name);
     Some(Conflict {
-        option: "listen",
-        message: format!("`listen`: {address} is taken by [service.{}]", other.name),
+        option: "store",
+        message: format!("`store`: {}", contradiction(own, &theirs)),
     })
 }
 
@@ -270,10 +291,10 @@ impl Reader<'_> {
         services: &mut BTreeMap<String, ServiceTable>,
     ) {
         let text = name.get_ref().as_ref();
-        if !is_name(text) {
+        if text.parse::<Name>().is_err() {
             let message = format!(
-                "`{text}` is not a service's name: want at most {NAME_LENGTH} letters, digits, `-` \
-                 and `_`"
+                "`{text}` is not a service's name: want at most {MOST_NAME_LENGTH} letters, digits, \
+                 `-` and `_`"
             );
             return self.fault(name.span(), &message);
         }
@@ -286,7 +307,20 @@ impl Reader<'_> {
         };
         let mut values = Values::new();
         let before = self.faults.len();
-        self.table(Table::Service, table, &mut values);
+        for (name, value) in table {
+            match (name.get_ref().as_ref(), value.get_ref()) {
+                ("door", DeValue::Array(doors)) => self.doors(text, doors, &mut values),
+                ("door", other) => {
+                    let message =
+                        format!("want tables [[service.{text}.door]], not {}", kind(other));
+                    self.fault(value.span(), &message);
+                }
+                ("store", DeValue::Table(stores)) => {
+                    self.stores(text, stores, self.place(name.span()), &mut values);
+                }
+                _ => self.key(Table::Service, name, value, &mut values),
+            }
+        }
         let place = self.place(name.span());
         let table = ServiceTable {
             place,
@@ -294,6 +328,102 @@ impl Reader<'_> {
             is_sound: self.faults.len() == before,
         };
         services.insert(text.to_owned(), table);
+    }
+
+    /// Each door becomes one more text of `listen`.
+    fn doors(&mut self, service: &str, doors: &[Spanned<DeValue<'_>>], values: &mut Values) {
+        for door in doors {
+            let DeValue::Table(table) = door.get_ref() else {
+                let what = kind(door.get_ref());
+                let message = format!("want tables [[service.{service}.door]], not {what}");
+                self.fault(door.span(), &message);
+                continue;
+            };
+            let before = self.faults.len();
+            let mut own = Values::new();
+            self.table(Table::Door, table, &mut own);
+            let place = self.place(door.span());
+            if self.faults.len() > before {
+                continue;
+            }
+            let made = parameters_of("door", "address", &own).and_then(|(address, parameters)| {
+                DoorSettings::new(&address, &parameters)?;
+                Ok(parameters::text(&address, &parameters))
+            });
+            self.add(made, &own, place, "listen", place, values);
+        }
+    }
+
+    /// Each store becomes one more text of `store`.
+    fn stores(&mut self, service: &str, stores: &DeTable<'_>, key: Place, values: &mut Values) {
+        for (name, value) in stores {
+            let text = name.get_ref();
+            if let Err(message) = store::check_name(text) {
+                self.fault(name.span(), &message);
+                continue;
+            }
+            let (mut own, before) = (Values::new(), self.faults.len());
+            let place = match value.get_ref() {
+                DeValue::Table(table) => {
+                    self.table(Table::Store, table, &mut own);
+                    self.place(name.span())
+                }
+                DeValue::String(_) => self.place(value.span()),
+                other => {
+                    let message = format!(
+                        "want a text, or a table [service.{service}.store.{text}], not {}",
+                        kind(other)
+                    );
+                    self.fault(value.span(), &message);
+                    continue;
+                }
+            };
+            if self.faults.len() > before {
+                continue;
+            }
+            let given = match value.get_ref().as_str() {
+                Some(url) => {
+                    let (url, parameters) = parameters::split(url);
+                    Ok((url.to_owned(), parameters))
+                }
+                None => parameters_of("store", "url", &own),
+            };
+            let made = given.and_then(|(url, parameters)| {
+                StoreSettings::new(text, &url, &parameters)?;
+                Ok(format!("{text}={}", parameters::text(&url, &parameters)))
+            });
+            self.add(made, &own, place, "store", key, values);
+        }
+    }
+
+    /// Adds what a table of its own comes to to the texts of an option, or says what is wrong with it.
+    fn add(
+        &mut self,
+        made: Result<String, Wrong>,
+        own: &Values,
+        place: Place,
+        option: &str,
+        key: Place,
+        values: &mut Values,
+    ) {
+        match made {
+            Ok(text) => {
+                let given = values.entry(option.to_owned());
+                let given = given.or_insert_with(|| Given {
+                    texts: Vec::new(),
+                    place: key,
+                });
+                given.texts.push(text.into());
+            }
+            Err(wrong) => {
+                let given = wrong.parameter.as_ref().and_then(|name| own.get(name));
+                self.faults.push(Fault {
+                    path: self.path.to_owned(),
+                    place: Some(given.map_or(place, |given| given.place)),
+                    message: wrong.to_string(),
+                });
+            }
+        }
     }
 
     fn table(&mut self, table: Table, content: &DeTable<'_>, values: &mut Values) {
@@ -330,7 +460,13 @@ impl Reader<'_> {
                     texts: texts.collect(),
                     place: self.place(name.span()),
                 };
-                values.insert(option, given);
+                match values.entry(option) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(given);
+                    }
+                    // The doors of tables.
+                    Entry::Occupied(mut entry) => entry.get_mut().texts.extend(given.texts),
+                }
             }
             Err((span, error)) => self.fault(span, &format!("`{text}`: {error}")),
         }
@@ -385,33 +521,39 @@ impl Reader<'_> {
     }
 }
 
+/// What a door or a store is as one text: its address, which the key `known_as` has, and the rest.
+fn parameters_of(
+    what: &str,
+    known_as: &str,
+    values: &Values,
+) -> Result<(String, Vec<(String, String)>), Wrong> {
+    let texts = |given: &Given| {
+        let texts = given.texts.iter();
+        texts
+            .map(|text| text.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+    };
+    let address = values.get(known_as).map(texts).unwrap_or_default();
+    let [address] = &address[..] else {
+        let message = format!("the {what} has no `{known_as}`");
+        return Err(Wrong {
+            parameter: None,
+            message,
+        });
+    };
+    let parameters = values.iter().filter(|(name, _)| *name != known_as);
+    let parameters = parameters.flat_map(|(name, given)| {
+        let texts = texts(given).into_iter();
+        texts.map(|text| (name.clone(), text))
+    });
+    Ok((address.clone(), parameters.collect()))
+}
+
 fn stands(table: Table) -> String {
     match table {
         Table::Top => "before all tables".to_owned(),
         table => format!("in {}", table.header()),
     }
-}
-
-fn nearest<'a>(
-    name: &str,
-    known: impl Iterator<Item = (&'a str, Table)>,
-) -> Option<(&'a str, Table)> {
-    let near = known
-        .map(|known| (strsim::jaro(name, known.0), known))
-        .filter(|(likeness, _)| *likeness > NEAR);
-    let nearest = near.max_by(|(one, _), (other, _)| one.total_cmp(other));
-    nearest.map(|(_, known)| known)
-}
-
-/// How alike a key has to be to be meant, as clap has it for options.
-const NEAR: f64 = 0.7;
-
-/// Names stand in every line of the log.
-const NAME_LENGTH: usize = 64;
-
-fn is_name(text: &str) -> bool {
-    let is_part = |char: char| char.is_ascii_alphanumeric() || "-_".contains(char);
-    (1..=NAME_LENGTH).contains(&text.len()) && text.chars().all(is_part)
 }
 
 type Misfit = (Range<usize>, String);
@@ -474,19 +616,8 @@ fn texts(key: &Key, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, Misfit>
                 _ => Err(wanted(&format!("a text for `{}`", name.get_ref()), value)),
             })
             .collect(),
+        (Form::Stores(_), _) => Err(wanted("a table { NAME = \"URL\" }", value)),
         (Form::Variables, _) => Err(wanted("a table { NAME = \"VALUE\" }", value)),
-    }
-}
-
-/// What the option says about a value.
-fn check(option: &Arg, text: &str) -> Result<(), Option<String>> {
-    let option = option.clone().env(Resettable::Reset);
-    let long = option.get_long().unwrap_or_default();
-    let argument = format!("--{long}={text}");
-    let command = Command::new("").no_binary_name(true).arg(option);
-    match command.try_get_matches_from([argument]) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.source().map(ToString::to_string)),
     }
 }
 

@@ -1,10 +1,15 @@
 //! The keys of a file: the options of a server, each in the table where it belongs.
 
+use std::any::TypeId;
+
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command};
 
+use crate::settings::door::{self, DoorSettings};
 use crate::settings::process::{LogSettings, ProcessLimits, ProcessSettings};
 use crate::settings::service::ServiceSettings;
+use crate::settings::store::{self, StoreSettings};
+use crate::settings::topics::{self, TopicsSettings};
 use crate::settings::values::{Written, written};
 
 /// Where a key stands.
@@ -18,11 +23,22 @@ pub enum Table {
     Limits,
     /// `[service.NAME]`
     Service,
+    /// `[[service.NAME.door]]`: what is set there becomes a text for `listen`.
+    Door,
+    /// `[service.NAME.store.NAME]`: what is set there becomes a text for `store`.
+    Store,
 }
 
 impl Table {
     /// All, in the order of a file.
-    pub const ALL: [Table; 4] = [Table::Top, Table::Log, Table::Limits, Table::Service];
+    pub const ALL: [Table; 6] = [
+        Table::Top,
+        Table::Log,
+        Table::Limits,
+        Table::Service,
+        Table::Door,
+        Table::Store,
+    ];
 
     /// As a file has it.
     pub fn header(self) -> &'static str {
@@ -31,6 +47,8 @@ impl Table {
             Table::Log => "[log]",
             Table::Limits => "[limits]",
             Table::Service => "[service.NAME]",
+            Table::Door => "[[service.NAME.door]]",
+            Table::Store => "[service.NAME.store.NAME]",
         }
     }
 }
@@ -58,12 +76,15 @@ pub fn all() -> Vec<Key> {
             Table::Service,
             ServiceSettings::augment_args(Command::new("")),
         ),
+        (Table::Door, DoorSettings::augment_args(Command::new(""))),
+        (Table::Store, StoreSettings::augment_args(Command::new(""))),
     ];
     for (table, options) in tables {
         for option in options.get_arguments() {
             let long = option.get_long().unwrap_or_default();
             let is_known = keys.iter().any(|key| key.option_name() == long);
-            if is_known || matches!(option.get_action(), ArgAction::Count) {
+            let has_own_names = matches!(table, Table::Door | Table::Store);
+            if is_known && !has_own_names || matches!(option.get_action(), ArgAction::Count) {
                 continue;
             }
             let name = match table {
@@ -93,6 +114,8 @@ pub enum Form {
     Many(Written),
     /// A table of texts.
     Variables,
+    /// A table of stores: texts, or tables of their own.
+    Stores(Written),
 }
 
 impl Key {
@@ -117,9 +140,20 @@ impl Key {
     pub fn form(&self) -> Form {
         let option = &self.option;
         let choices = option.get_possible_values();
+        let kind = option.get_value_parser().type_id();
         match option.get_action() {
             ArgAction::SetTrue => Form::Flag,
+            ArgAction::Set if kind == TypeId::of::<bool>() => Form::Flag,
             ArgAction::Append if option.get_id() == "env" => Form::Variables,
+            ArgAction::Append if kind == TypeId::of::<DoorSettings>() => {
+                Form::Many(door::written())
+            }
+            ArgAction::Append if kind == TypeId::of::<StoreSettings>() => {
+                Form::Stores(store::written())
+            }
+            ArgAction::Set if kind == TypeId::of::<TopicsSettings>() => {
+                Form::One(topics::written())
+            }
             ArgAction::Append => Form::Many(written(option)),
             _ if choices.is_empty() => Form::One(written(option)),
             _ => Form::Choice(
@@ -131,9 +165,9 @@ impl Key {
         }
     }
 
-    /// Whether its value is the name of a file or folder, which a file's folder comes before.
+    /// Whether its value is the name of a file or folder, or a list of such, which a file's folder comes before.
     pub fn is_path(&self) -> bool {
-        matches!(self.form(), Form::One(written) if written.is_path)
+        matches!(self.form(), Form::One(written) | Form::Many(written) if written.is_path)
     }
 
     /// What it is for.

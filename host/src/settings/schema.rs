@@ -26,6 +26,12 @@ pub fn schema() -> Value {
         .iter()
         .filter(|key| key.form() != Form::Flag && NEEDS_GUEST.contains(&key.option_name()));
     let needs_guest = needs_guest.map(|key| (key.name.clone(), json!(["guest"])));
+    let mut door = table(Table::Door);
+    door["required"] = json!(["address"]);
+    let mut store = table(Table::Store);
+    store["required"] = json!(["url"]);
+    service["properties"]["store"]["additionalProperties"]["anyOf"][1] = store;
+    service["properties"]["door"] = json!({ "type": "array", "items": door });
     service["dependentRequired"] = Map::from_iter(needs_guest).into();
     let mut schema = table(Table::Top);
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
@@ -51,6 +57,12 @@ fn of_key(key: &Key) -> Value {
             let one = of_value(&written);
             json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] })
         }
+        // The second way to write one is added where tables are.
+        Form::Stores(written) => json!({
+            "type": "object",
+            "propertyNames": { "pattern": "^[A-Za-z0-9_-]{1,64}$" },
+            "additionalProperties": { "anyOf": [of_value(&written), {}] },
+        }),
         Form::Variables => json!({
             "type": "object",
             "propertyNames": { "pattern": "^[^=]+$" },

@@ -1,19 +1,21 @@
 //! What belongs to one service: where it listens, its guest, and what its clients may take.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::limits::guest::{
     CALL_TIME, COMPILE_MEMORY_BYTES, COMPILE_TIME, GUEST_MEMORY_BYTES, Guest, REPLY_BYTES,
+    STORE_TIME,
 };
 use crate::limits::wire::{IDLE_TIME, LINE_BYTES, LINE_TIME, WRITE_TIME};
 use crate::serve::listener::MOST_BACKLOG;
+use crate::settings::door::{DoorSettings, door};
 use crate::settings::process::ProcessSettings;
-use crate::settings::values::{
-    CompileSize, Count, MemorySize, MessageSize, address, share, time, variable,
-};
+use crate::settings::store::{StoreSettings, store};
+use crate::settings::store_url::StoreUrl;
+use crate::settings::topics::{TopicsSettings, topics};
+use crate::settings::values::{CompileSize, Count, MemorySize, MessageSize, share, time, variable};
 use crate::talk::framing::Framing;
 use crate::versions::canary::Share;
 
@@ -42,16 +44,22 @@ pub struct Conflict {
 }
 
 /// The settings of one service.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ServiceSettings {
     /// What it is called.
     #[arg(skip = DEFAULT_NAME)]
     pub name: String,
 
-    /// Where to wait for connections; port 0 takes a free one and prints it [may be repeated]
-    #[arg(long, env = "AIRLOCK_LISTEN", value_name = "ADDR:PORT")]
-    #[arg(default_value = "127.0.0.1:9999", value_parser = address)]
-    pub listen: Vec<SocketAddr>,
+    /// Where to wait for connections: ADDR:PORT, tcp://ADDR:PORT or unix:///PATH, each with
+    /// parameters (?mode=0660); port 0 takes a free one and prints it [may be repeated]
+    #[arg(
+        long,
+        env = "AIRLOCK_LISTEN",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "127.0.0.1:9999", value_parser = door)]
+    pub listen: Vec<DoorSettings>,
 
     /// Connections the kernel completes ahead of time [default: as many as it allows]
     #[arg(long, env = "AIRLOCK_BACKLOG", value_name = "N")]
@@ -125,7 +133,7 @@ pub struct ServiceSettings {
 }
 
 /// What a guest may do and take, wherever it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(next_help_heading = "What the guest may do and take")]
 pub struct GuestSettings {
     /// An environment variable for the guest [may be repeated] [env: AIRLOCK_ENV, one a line]
@@ -145,6 +153,30 @@ pub struct GuestSettings {
     #[arg(long, env = "AIRLOCK_GUEST_MEMORY", value_name = "SIZE")]
     #[arg(default_value_t = GUEST_MEMORY_BYTES.into())]
     pub guest_memory: MemorySize,
+
+    /// A store that the guest may use through `wasi:keyvalue`, by the name that it knows: memory: or
+    /// file:/PATH, each with parameters (?quota=1GiB) [may be repeated]
+    #[arg(
+        long = "store",
+        id = "store",
+        env = "AIRLOCK_STORE",
+        value_name = "NAME=URL",
+        value_delimiter = ','
+    )]
+    #[arg(value_parser = store)]
+    pub stores: Vec<StoreSettings>,
+
+    /// How long one operation of a store may take, within the time of the call
+    ///
+    /// Protects clients from a store that is slow.
+    #[arg(long, env = "AIRLOCK_STORE_TIMEOUT", value_name = "TIME")]
+    #[arg(default_value_t = STORE_TIME.into(), value_parser = time)]
+    pub store_timeout: humantime::Duration,
+
+    /// Let guests publish, and hear what the guests of other connections publish: memory: within this
+    /// process, redis://HOST:PORT in all that name the same Redis [default: they cannot]
+    #[arg(long, env = "AIRLOCK_TOPICS", value_name = "URL", value_parser = topics)]
+    pub topics: Option<TopicsSettings>,
 
     /// How long compiling the guest may take
     ///
@@ -169,7 +201,7 @@ pub struct GuestSettings {
 }
 
 /// How new versions of the guest are taken.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(next_help_heading = "New versions of the guest")]
 pub struct ReloadSettings {
     /// Do not watch the guest's file; SIGHUP still loads it
@@ -208,6 +240,24 @@ impl ServiceSettings {
                 conflict(option, message);
             }
         }
+        let stores = &self.guest_settings.stores;
+        for (number, store) in stores.iter().enumerate() {
+            let (name, others) = (&store.name, &stores[..number]);
+            if others.iter().any(|other| other.name == *name) {
+                conflict("store", format!("{} grants `{name}` twice", shown("store")));
+            }
+            if let Some(other) = others.iter().find(|other| store.contradicts(other)) {
+                conflict("store", contradiction(store, &format!("`{}`", other.name)));
+            }
+            if let (StoreUrl::File(_), Some(_)) = (&store.url, &process.takeover) {
+                let message = format!(
+                    "{} cannot hand over the store `{name}`, since two processes cannot have its \
+                     file open: stop the old one first, or keep the listener with systemd",
+                    shown("takeover")
+                );
+                conflict("store", message);
+            }
+        }
         let memory = self.guest_settings.guest_memory;
         let total = process.limits.total_guest_memory;
         if total.is_some_and(|total| total.bytes() < memory.bytes()) {
@@ -231,6 +281,14 @@ impl ServiceSettings {
     }
 }
 
+/// What to say of a store that `other` has in another way.
+pub(super) fn contradiction(store: &StoreSettings, other: &str) -> String {
+    format!(
+        "`{}` is the same file as {other}: want the same durability and quota",
+        store.name
+    )
+}
+
 impl GuestSettings {
     /// The bounds of guests.
     pub fn limits(&self) -> Guest {
@@ -240,6 +298,7 @@ impl GuestSettings {
             reply_bytes: self.max_reply.as_usize(),
             call_time: self.call_timeout.into(),
             memory_bytes: self.guest_memory.as_usize() / PAGE * PAGE,
+            store_time: self.store_timeout.into(),
             compile_time: self.compile_timeout.into(),
             compile_memory_bytes: self.compile_memory.bytes(),
         }

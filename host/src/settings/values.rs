@@ -1,18 +1,23 @@
 //! The kinds of values that settings have: how they are written, and their bounds.
 
 use std::any::TypeId;
+use std::error::Error;
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::Arg;
+use clap::builder::Resettable;
+use clap::{Arg, Command};
+use ipnet::IpNet;
 
 use crate::serve::listener::MOST_BACKLOG;
 use crate::serve::scheduling::{self, Scheduling};
+use crate::settings::address::Address;
+use crate::settings::store_url::StoreUrl;
 use crate::versions::canary::Share;
 
 /// A number of bytes, from `LEAST` to `MOST`.
@@ -25,6 +30,8 @@ pub type MessageSize = Size<1, { 1 << 30 }>;
 pub type MemorySize = Size<{ 64 << 10 }, { 4 << 30 }>;
 /// The memory of a compiler, which has 100 MiB of addresses before it has read a guest.
 pub type CompileSize = Size<{ 256 << 20 }, { u64::MAX }>;
+/// The size of a store: room for a few values at least.
+pub type StoreSize = Size<{ 1 << 20 }, { 1 << 40 }>;
 /// Any size.
 pub type AnySize = Size<0, { u64::MAX }>;
 
@@ -132,6 +139,113 @@ impl<const MOST: u32> Count<MOST> {
     }
 }
 
+/// The mode of a file: who may read and write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode(u32);
+
+impl Mode {
+    /// Its nine bits.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match u32::from_str_radix(text, 8) {
+            Ok(bits @ 0..=0o777) if text.len() >= 3 => Ok(Mode(bits)),
+            _ => Err("want a mode like 0660".to_owned()),
+        }
+    }
+}
+
+/// A page whose scripts may connect, as browsers name it: `https://example.org`; or any, `*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// As browsers write it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let host = text.split_once("://").map(|(_, host)| host);
+        match host {
+            Some(host) if !host.is_empty() && !host.contains('/') => {}
+            _ if text == "*" => {}
+            _ => return Err("want an origin like https://example.org, or *".to_owned()),
+        }
+        Ok(Origin(text.to_owned()))
+    }
+}
+
+/// What something is called, in the log and elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name(String);
+
+/// Names stand in every line of the log.
+pub(super) const MOST_NAME_LENGTH: usize = 64;
+
+impl Name {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_part = |char: char| char.is_ascii_alphanumeric() || "-_".contains(char);
+        let is_name = (1..=MOST_NAME_LENGTH).contains(&text.len()) && text.chars().all(is_part);
+        let wanted = || format!("want at most {MOST_NAME_LENGTH} letters, digits, `-` and `_`");
+        is_name.then(|| Name(text.to_owned())).ok_or_else(wanted)
+    }
+}
+
+impl Address {
+    pub(super) fn written() -> Written {
+        text(
+            "an address like \"127.0.0.1:9999\", \"[::1]:9999\" or \"unix:///run/airlock.sock\"",
+            Some("^(unix:[^?]*/[^?]+|((tcp|tls)://)?[^/?]+:[0-9]{1,5})$"),
+        )
+    }
+}
+
+impl StoreUrl {
+    pub(super) fn written() -> Written {
+        Written {
+            what: format!("\"memory:\", or a file like \"{}\"", StoreUrl::FILE),
+            pattern: Some("^(memory:|file:/[^?]+)$"),
+            ..Written::default()
+        }
+    }
+}
+
+/// Addresses that begin with the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network(pub IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    /// One address alone is one too.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let network = text.parse().ok();
+        let network = network.or_else(|| text.parse().map(|ip: IpAddr| ip.into()).ok());
+        let network = network.map(|network: IpNet| Network(network.trunc()));
+        network.ok_or_else(|| "want a network like 10.0.0.0/8, or an address".to_owned())
+    }
+}
+
 /// How a value is written in a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Written {
@@ -147,10 +261,12 @@ pub struct Written {
 
 /// How the values of an option are written; nothing where its kind is not known here.
 pub fn written(option: &Arg) -> Written {
-    let kinds: [(TypeId, fn() -> Written); 11] = [
+    let kinds: [(TypeId, fn() -> Written); 18] = [
         (TypeId::of::<MessageSize>(), MessageSize::written),
         (TypeId::of::<MemorySize>(), MemorySize::written),
         (TypeId::of::<CompileSize>(), CompileSize::written),
+        (TypeId::of::<StoreSize>(), StoreSize::written),
+        (TypeId::of::<StoreUrl>(), StoreUrl::written),
         (TypeId::of::<AnySize>(), AnySize::written),
         (TypeId::of::<Count>(), <Count>::written),
         (
@@ -161,9 +277,23 @@ pub fn written(option: &Arg) -> Written {
             let what = "a time with its unit, like \"30s\" or \"5m\"";
             text(what, Some("^([0-9]+ *[a-zA-Zµ]+ *)+$"))
         }),
-        (TypeId::of::<SocketAddr>(), || {
-            let what = "an address with its port, like \"127.0.0.1:9999\" or \"[::1]:9999\"";
-            text(what, Some("^.+:[0-9]{1,5}$"))
+        (TypeId::of::<Address>(), Address::written),
+        (TypeId::of::<Mode>(), || {
+            text("a mode like \"0660\"", Some("^0?[0-7]{3}$"))
+        }),
+        (TypeId::of::<Origin>(), || {
+            let what = "an origin like \"https://example.org\", or \"*\"";
+            text(what, Some("^([a-z]+://[^/]+|\\*)$"))
+        }),
+        (TypeId::of::<Network>(), || {
+            text(
+                "a network like \"10.0.0.0/8\", or an address",
+                Some("^[0-9a-fA-F.:]+(/[0-9]+)?$"),
+            )
+        }),
+        (TypeId::of::<String>(), || text("a name", Some("."))),
+        (TypeId::of::<Name>(), || {
+            text("a name", Some("^[A-Za-z0-9_-]{1,64}$"))
         }),
         (TypeId::of::<Share>(), || {
             let what = "a share and a time, like \"10:5m\"";
@@ -194,30 +324,16 @@ fn text(what: &str, pattern: Option<&'static str>) -> Written {
     }
 }
 
-/// An address to listen on or to connect to.
-///
-/// # Errors
-/// A sentence that says which part is wrong.
-pub fn address(text: &str) -> Result<SocketAddr, String> {
-    let (host, port) = text
-        .rsplit_once(':')
-        .ok_or("want ADDR:PORT, as in 127.0.0.1:9999 or [::1]:9999")?;
-    let port: u16 = port
-        .parse()
-        .map_err(|_| format!("`{port}` is not a port: want a number from 0 to 65535"))?;
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    if bare.is_none() && host.contains(':') {
-        return Err(format!(
-            "write an IPv6 address in brackets: [{host}]:{port}"
-        ));
+/// What an option says about a value: what is wrong with it, if it has words for that.
+pub(super) fn check(option: &Arg, text: &str) -> Result<(), Option<String>> {
+    let option = option.clone().env(Resettable::Reset);
+    let long = option.get_long().unwrap_or_default();
+    let argument = format!("--{long}={text}");
+    let command = Command::new("").no_binary_name(true).arg(option);
+    match command.try_get_matches_from([argument]) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.source().map(ToString::to_string)),
     }
-    (bare.unwrap_or(host), port)
-        .to_socket_addrs()
-        .ok()
-        .and_then(|mut addresses| addresses.next())
-        .ok_or_else(|| format!("`{host}` is not an address of this machine or a name it knows"))
 }
 
 /// A variable for a guest, `NAME=VALUE`.
@@ -247,6 +363,18 @@ pub fn time(text: &str) -> Result<humantime::Duration, String> {
     }
 }
 
+/// A time that the kernel counts in seconds, and has two bytes for.
+///
+/// # Errors
+/// What is wanted instead.
+pub fn seconds(text: &str) -> Result<humantime::Duration, String> {
+    let time = time(text)?;
+    match time.as_secs() {
+        1..=32_400 if time.subsec_nanos() == 0 => Ok(time),
+        _ => Err("want whole seconds, from 1s to 9h".to_owned()),
+    }
+}
+
 /// The share of a canary, `PERCENT:TIME`.
 ///
 /// # Errors
@@ -271,25 +399,6 @@ pub fn share(text: &str) -> Result<Share, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_that_cannot_be_used_is_named() {
-        for (text, part) in [
-            ("127.0.0.1:9999999", "`9999999` is not a port"),
-            ("127.0.0.1:-1", "`-1` is not a port"),
-            ("127.0.0.1:", "`` is not a port"),
-            ("9999", "want ADDR:PORT"),
-            ("::1:9999", "[::1]:9999"),
-            ("300.0.0.1:9999", "`300.0.0.1` is not an address"),
-        ] {
-            let error = address(text).expect_err(text);
-            assert!(error.contains(part), "{text}: {error}");
-        }
-        assert_eq!(
-            address("[::1]:0").map(|a| a.to_string()),
-            Ok("[::1]:0".to_owned())
-        );
-    }
 
     #[test]
     fn sizes_and_times_have_units_and_bounds() {

@@ -12,11 +12,13 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::limits::wire::{self, Wire};
-use crate::talk::framing::{Framing, Reader, WRITE_BYTES, Waiting, Writer};
+use crate::talk::framing::{Ending, Framing, Reader, Refusal, WRITE_BYTES, Waiting, Writer};
 use crate::talk::handler::{Handler, Outcome};
+use crate::talk::mailbox::Mailbox;
 use crate::talk::patience::Patience;
 
 /// What a client hears when the guest fails, and all it hears about it.
@@ -31,14 +33,16 @@ pub enum Event {
     Eof,
     /// So many bytes of [`Conversation::output`] have been written.
     Sent(usize),
-    /// The socket takes nothing now. Of all that it was given, the client's kernel has not
-    /// acknowledged this many bytes.
+    /// The socket takes nothing now. The client's kernel has acknowledged this many bytes since the
+    /// client came.
     Stalled {
         /// See above.
-        unacknowledged_bytes: u64,
+        taken_bytes: u64,
     },
     /// Nothing was there to read for as long as was to be waited.
     Deadline,
+    /// There may be something in [`Conversation::mailbox`].
+    Mail,
     /// The server has begun to end, or this connection's version of the guest has. Once is enough.
     Drain,
     /// The connection is no more.
@@ -48,7 +52,8 @@ pub enum Event {
 /// What a conversation waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Bytes into [`Conversation::room`], or the client's end.
+    /// Bytes into [`Conversation::room`], or the client's end; or, if there is nothing of that,
+    /// something in [`Conversation::mailbox`].
     Receive {
         /// Then it is [`Event::Deadline`].
         within: Duration,
@@ -82,6 +87,8 @@ pub enum End<E> {
     GuestClosed,
     /// The guest failed.
     GuestFailed(E),
+    /// The client sent a message that was to be text and is not, where that ends a connection.
+    NotText,
     /// The client did not send a whole line in time.
     TimedOut,
     /// The client did not read its replies in time.
@@ -106,6 +113,10 @@ pub struct Conversation<H> {
     draining: bool,
     /// The wait that was last asked for is for the newline that would decide the framing.
     settling: bool,
+    /// The client has had its turn since messages were heard last.
+    mail_is_due: bool,
+    /// When it began to wait for the client, if messages may interrupt that.
+    silent_since: Option<Instant>,
     /// Which line is being received, by [`Reader::lines`], and since when.
     line_started: Option<(u64, Instant)>,
     /// Whether the client may still hear what is said.
@@ -124,6 +135,8 @@ enum Next {
     /// There may be more messages at hand.
     Answer,
     Close,
+    /// What came last was no text.
+    Refuse,
 }
 
 impl<H: Handler> Conversation<H> {
@@ -138,6 +151,8 @@ impl<H: Handler> Conversation<H> {
             next: Next::Receive,
             draining: false,
             settling: false,
+            mail_is_due: true,
+            silent_since: None,
             line_started: None,
             heard: true,
             lines: 0,
@@ -165,6 +180,7 @@ impl<H: Handler> Conversation<H> {
         match event {
             Event::Input(count) => {
                 self.bytes_in += count as u64;
+                self.silent_since = None;
                 self.reader.add(count);
                 self.answer()
             }
@@ -181,9 +197,8 @@ impl<H: Handler> Conversation<H> {
                 self.answer()
             }
             Event::Deadline => self.end(End::TimedOut),
-            Event::Stalled {
-                unacknowledged_bytes,
-            } => match self.stalled(unacknowledged_bytes) {
+            Event::Mail => self.hear(),
+            Event::Stalled { taken_bytes } => match self.stalled(taken_bytes) {
                 Some(wait) => Turn::Wait(wait),
                 None => self.end(End::NotReading),
             },
@@ -201,9 +216,12 @@ impl<H: Handler> Conversation<H> {
             return Turn::Wait(Wait::Send);
         }
         match self.next {
+            // The client and the others take turns.
+            Next::Receive | Next::Answer if self.mail_is_due && self.has_mail() => self.hear(),
             Next::Receive => self.receive(),
             Next::Answer => self.answer(),
             Next::Close => self.end(End::GuestClosed),
+            Next::Refuse => self.end(End::NotText),
         }
     }
 
@@ -217,14 +235,12 @@ impl<H: Handler> Conversation<H> {
     pub fn goodbye(&mut self, event: Event) -> Option<Wait> {
         match event {
             Event::Sent(count) => self.sent(count),
-            Event::Stalled {
-                unacknowledged_bytes,
-            } => match self.stalled(unacknowledged_bytes) {
+            Event::Stalled { taken_bytes } => match self.stalled(taken_bytes) {
                 Some(wait) => return Some(wait),
                 None => self.give_up(),
             },
             Event::Broken(_) => self.give_up(),
-            Event::Input(_) | Event::Eof | Event::Deadline | Event::Drain => {}
+            Event::Input(_) | Event::Eof | Event::Deadline | Event::Mail | Event::Drain => {}
         }
         (!self.writer.is_empty()).then_some(Wait::Send)
     }
@@ -232,6 +248,16 @@ impl<H: Handler> Conversation<H> {
     /// Whether the client may still be listening, after a goodbye.
     pub fn is_heard(&self) -> bool {
         self.heard
+    }
+
+    /// Where what others publish waits for it, once its guest has asked to hear some of that.
+    pub fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        self.handler.as_ref()?.mailbox()
+    }
+
+    /// Whether something is there.
+    pub fn has_mail(&self) -> bool {
+        self.mailbox().is_some_and(|mailbox| mailbox.has_mail())
     }
 
     /// Where bytes that are received belong; never empty.
@@ -249,6 +275,11 @@ impl<H: Handler> Conversation<H> {
         self.reader.pending_bytes()
     }
 
+    /// The first two bytes that were received, if they came together.
+    pub fn first_bytes(&self) -> [u8; 2] {
+        self.reader.first_bytes()
+    }
+
     /// Waits until there may be a message.
     fn receive(&mut self) -> Turn<H::Error> {
         if self.reader.has_ended() {
@@ -258,23 +289,37 @@ impl<H: Handler> Conversation<H> {
             return self.end(End::ShuttingDown);
         }
         let waiting = self.reader.waiting();
-        let time_left = self.time_left(waiting);
+        let silence = self.silence();
+        let time_left = self.time_left(waiting, silence);
         if time_left.is_zero() {
             return self.end(End::TimedOut);
         }
         self.settling = waiting == Waiting::ForFraming && wire::SETTLE_TIME < time_left;
         let within = if self.settling {
-            wire::SETTLE_TIME
+            wire::SETTLE_TIME.saturating_sub(silence)
         } else {
             time_left
         };
+        if within.is_zero() {
+            return self.turn(Event::Deadline);
+        }
         Turn::Wait(Wait::Receive { within })
     }
 
-    /// How long the client may take for what the reader waits for.
-    fn time_left(&mut self, waiting: Waiting) -> Duration {
+    /// How long the client has been waited for already. Only messages interrupt such a wait; where none
+    /// come, each begins with input.
+    fn silence(&mut self) -> Duration {
+        if self.mailbox().is_none() {
+            return Duration::ZERO;
+        }
+        let since = self.silent_since.get_or_insert_with(Instant::now);
+        since.elapsed()
+    }
+
+    /// How long the client may take for what the reader waits for, when it has been silent for so long.
+    fn time_left(&mut self, waiting: Waiting, silence: Duration) -> Duration {
         match waiting {
-            Waiting::ForMessage => self.limits.idle_time,
+            Waiting::ForMessage => self.limits.idle_time.saturating_sub(silence),
             Waiting::ForRestOfLine | Waiting::ForFraming => {
                 let line = self.reader.lines();
                 let started = match self.line_started {
@@ -287,8 +332,38 @@ impl<H: Handler> Conversation<H> {
         }
     }
 
+    /// Has the handler hear what others have published.
+    fn hear(&mut self) -> Turn<H::Error> {
+        self.mail_is_due = false;
+        let Conversation {
+            reader,
+            writer,
+            handler: Some(handler),
+            ..
+        } = self
+        else {
+            return self.resume();
+        };
+        let Some(mail) = handler.mailbox().map(|mailbox| mailbox.take()) else {
+            return self.resume();
+        };
+        match handler.hear(&mail) {
+            Ok(pushed) => {
+                for line in &pushed.lines {
+                    writer.push(line, reader.ending());
+                }
+                if pushed.close {
+                    self.next = Next::Close;
+                }
+                self.resume()
+            }
+            Err(error) => self.end(End::GuestFailed(error)),
+        }
+    }
+
     /// Answers the messages at hand, as far as their replies are to leave in one write.
     fn answer(&mut self) -> Turn<H::Error> {
+        self.mail_is_due = true;
         let Conversation {
             reader,
             writer,
@@ -353,8 +428,7 @@ impl<H: Handler> Conversation<H> {
     }
 
     /// How to wait for room, unless the client has been waited for long enough.
-    fn stalled(&mut self, unacknowledged_bytes: u64) -> Option<Wait> {
-        let taken_bytes = self.bytes_out.saturating_sub(unacknowledged_bytes);
+    fn stalled(&mut self, taken_bytes: u64) -> Option<Wait> {
         let within = self.patience.wait(taken_bytes)?;
         Some(Wait::Room { within })
     }
@@ -380,6 +454,8 @@ fn answer_next<H: Handler>(
     let ending = message.ending;
     let outcome = match message.text {
         Ok(line) => handler.handle_line(line)?,
+        // So do the rules of WebSocket, the only ones that have messages (RFC 6455, section 8.1).
+        Err(Refusal::NotUtf8) if ending == Ending::Message => return Ok(Next::Refuse),
         Err(refusal) => Outcome::Reply(refusal.to_string()),
     };
     let (text, close) = match outcome {
@@ -402,6 +478,7 @@ impl<E> End<E> {
     pub fn last_word(&self) -> Option<&'static str> {
         match self {
             End::GuestFailed(_) => Some(GUEST_FAILED),
+            End::NotText => Some("error: line is not valid UTF-8"),
             End::TimedOut => Some("error: timed out waiting for a line"),
             End::ShuttingDown => Some("error: server is shutting down"),
             End::ClientClosed | End::GuestClosed | End::NotReading | End::Broken(_) => None,
@@ -415,6 +492,7 @@ impl<E> fmt::Display for End<E> {
             End::ClientClosed => f.write_str("the client closed"),
             End::GuestClosed => f.write_str("the guest closed"),
             End::GuestFailed(_) => f.write_str("the guest failed"),
+            End::NotText => f.write_str("a message was not UTF-8"),
             End::TimedOut => f.write_str("timed out waiting for a line"),
             End::NotReading => f.write_str("the client does not read"),
             End::ShuttingDown => f.write_str("the server is shutting down"),

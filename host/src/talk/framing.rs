@@ -22,6 +22,10 @@ const READ_BYTES: usize = 64 * 1024;
 /// again for each line that cannot be handed over with others.
 const BATCH_BYTES: usize = 16 * 1024;
 
+/// Ends a message where messages are not text with endings in it: a byte that is in no UTF-8. The
+/// transport puts it behind each that comes, and takes it from each that goes.
+pub const MESSAGE_END: u8 = 0xff;
+
 /// Replies are handed to the writer when this much has been gathered.
 pub const WRITE_BYTES: usize = 64 * 1024;
 
@@ -34,6 +38,10 @@ pub enum Framing {
     Lines,
     /// A message is what one read returned, at most 1024 bytes.
     Chunks,
+    /// The door's protocol has messages, which [`MESSAGE_END`] ends here. A line ending at the end of one
+    /// is dropped; others stay in it, as in a chunk.
+    #[value(skip)]
+    Messages,
 }
 
 /// What is written behind each line of a reply.
@@ -45,6 +53,8 @@ pub enum Ending {
     Lf,
     /// CR LF, as the line that is answered had it.
     CrLf,
+    /// The end of a message.
+    Message,
 }
 
 impl Ending {
@@ -53,6 +63,7 @@ impl Ending {
             Ending::None => b"",
             Ending::Lf => b"\n",
             Ending::CrLf => b"\r\n",
+            Ending::Message => &[MESSAGE_END],
         }
     }
 }
@@ -111,6 +122,8 @@ pub struct Reader {
     /// Inside a line that has been refused.
     discarding: bool,
     ended: bool,
+    /// Of all that was read, if anything was; 0, if that was less.
+    first_bytes: Option<[u8; 2]>,
 }
 
 impl Reader {
@@ -121,6 +134,7 @@ impl Reader {
             ending: match framing {
                 Framing::Auto | Framing::Lines => Ending::Lf,
                 Framing::Chunks => Ending::None,
+                Framing::Messages => Ending::Message,
             },
             max_line_bytes,
             buffer: Vec::new(),
@@ -131,17 +145,18 @@ impl Reader {
             lines: 0,
             discarding: false,
             ended: false,
+            first_bytes: None,
         }
     }
 
-    /// Where the next bytes belong: never empty, and no more than may be received at once. Ask for it
+    /// Where the next bytes belong: always two at least, and no more than may be received at once. Ask for it
     /// when [`Reader::next_message`] has nothing left, and say with [`Reader::add`] how much of it
     /// has been filled.
     pub fn room(&mut self) -> &mut [u8] {
         self.make_room();
         let room = match self.framing {
             Framing::Chunks => self.buffer.len().min(self.end + CHUNK_BYTES),
-            Framing::Auto | Framing::Lines => self.buffer.len(),
+            Framing::Auto | Framing::Lines | Framing::Messages => self.buffer.len(),
         };
         &mut self.buffer[self.end..room]
     }
@@ -150,6 +165,10 @@ impl Reader {
     pub fn add(&mut self, count: usize) {
         self.end = self.buffer.len().min(self.end + count);
         self.last_read_bytes = count;
+        if self.first_bytes.is_none() {
+            let first = self.buffer[..self.end].first_chunk();
+            self.first_bytes = Some(first.copied().unwrap_or_default());
+        }
     }
 
     /// No bytes come any more, which completes a last line that has no newline.
@@ -167,8 +186,14 @@ impl Reader {
         if self.framing == Framing::Chunks {
             return self.next_chunk();
         }
-        while let Some(newline) = memchr::memchr(b'\n', &self.buffer[self.scanned..self.end]) {
-            self.framing = Framing::Lines;
+        let delimiter = match self.framing {
+            Framing::Messages => MESSAGE_END,
+            _ => b'\n',
+        };
+        while let Some(newline) = memchr::memchr(delimiter, &self.buffer[self.scanned..self.end]) {
+            if self.framing == Framing::Auto {
+                self.framing = Framing::Lines;
+            }
             let line = self.start..self.scanned + newline;
             self.start = line.end + 1;
             self.scanned = self.start;
@@ -229,7 +254,7 @@ impl Reader {
         match self.framing {
             _ if self.start == self.end && !self.discarding => Waiting::ForMessage,
             Framing::Auto => Waiting::ForFraming,
-            Framing::Lines | Framing::Chunks => Waiting::ForRestOfLine,
+            Framing::Lines | Framing::Chunks | Framing::Messages => Waiting::ForRestOfLine,
         }
     }
 
@@ -255,6 +280,11 @@ impl Reader {
         self.end - self.start
     }
 
+    /// The first two bytes that were read, if there were as many at once.
+    pub fn first_bytes(&self) -> [u8; 2] {
+        self.first_bytes.unwrap_or_default()
+    }
+
     fn next_chunk(&mut self) -> Option<Message<'_>> {
         if self.start == self.end {
             return None;
@@ -265,10 +295,12 @@ impl Reader {
         Some(message(&self.buffer[from..self.start], Ending::None))
     }
 
-    /// A line whose newline is at `newline`.
+    /// A line whose newline, or a message whose end, is at `newline`.
     fn line(&mut self, start: usize, newline: usize) -> Message<'_> {
-        let (end, ending) = match self.buffer[start..newline].last() {
-            Some(b'\r') => (newline - 1, Ending::CrLf),
+        let text = &self.buffer[start..newline];
+        let (end, ending) = match self.framing {
+            Framing::Messages => (start + without_ending(text).len(), Ending::Message),
+            _ if text.ends_with(b"\r") => (newline - 1, Ending::CrLf),
             _ => (newline, Ending::Lf),
         };
         if end - start > self.max_line_bytes {
@@ -285,15 +317,24 @@ impl Reader {
             self.start = end;
             return None;
         }
-        // A carriage return may yet turn out to be half of the line ending.
-        let ending_bytes = usize::from(!self.ended && self.buffer[end - 1] == b'\r');
+        let is_message = self.framing == Framing::Messages;
+        let ending_bytes = match self.buffer[end - 1] {
+            // What may turn out to be the ending of a line in a message.
+            _ if is_message => 2,
+            // Or half of one.
+            b'\r' if !self.ended => 1,
+            _ => 0,
+        };
         if end - start > self.max_line_bytes + ending_bytes {
             self.start = end;
-            self.framing = Framing::Lines;
+            if !is_message {
+                self.framing = Framing::Lines;
+            }
             self.discarding = true;
             return Some(self.too_long());
         }
-        if !self.ended {
+        // A part of a message is none.
+        if !self.ended || is_message {
             return None;
         }
         self.start = end;
@@ -310,7 +351,7 @@ impl Reader {
         }
     }
 
-    /// Makes `buffer[end..]` non-empty, and gives memory back that a burst has left behind.
+    /// Makes `buffer[end..]` two bytes at least, and gives memory back that a burst has left behind.
     fn make_room(&mut self) {
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -320,9 +361,9 @@ impl Reader {
         let len = self.buffer.len();
         if len == 0 {
             self.buffer.resize(FIRST_BUFFER_BYTES, 0);
-        } else if self.end == len {
-            // A line that fills the buffer: room for the longest one, its ending and a byte more.
-            let longest = self.max_line_bytes.saturating_add(3);
+        } else if len - self.end < 2 {
+            // A line that fills the buffer: room for the longest one, its ending and two bytes more.
+            let longest = self.max_line_bytes.saturating_add(4);
             self.buffer
                 .resize((len * 2).min(longest.max(READ_BYTES)), 0);
         } else if self.end == 0 && self.last_read_bytes == len && len < READ_BYTES {
@@ -332,6 +373,11 @@ impl Reader {
             self.buffer.shrink_to_fit();
         }
     }
+}
+
+fn without_ending(text: &[u8]) -> &[u8] {
+    let line = text.strip_suffix(b"\n");
+    line.map_or(text, |line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 fn message(bytes: &[u8], ending: Ending) -> Message<'_> {

@@ -1,6 +1,9 @@
 //! The guest's end of a conversation, as the shim asks it.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::talk::mailbox::{Mail, Mailbox};
 
 /// A guest: a session in a sandbox, or native code in its place.
 pub trait Handler {
@@ -34,6 +37,20 @@ pub trait Handler {
         Ok(None)
     }
 
+    /// Where what others publish waits for it, once it has asked to hear some of that.
+    fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        None
+    }
+
+    /// What to do about messages from there.
+    ///
+    /// # Errors
+    /// The guest failed; it must not be called again.
+    fn hear(&mut self, mail: &Mail) -> Result<Pushed, Self::Error> {
+        let _ = mail;
+        Ok(Pushed::default())
+    }
+
     /// Time since some moment, as precise as comes for free.
     fn clock(&self) -> Duration;
 }
@@ -56,6 +73,15 @@ pub struct Answers {
     pub replies: String,
     /// How many of the lines it has handled: at least one, and no more than there were.
     pub handled: usize,
+    /// Whether it wants to close.
+    pub close: bool,
+}
+
+/// What a guest wants done about messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pushed {
+    /// Send these, each as a reply.
+    pub lines: Vec<String>,
     /// Whether it wants to close.
     pub close: bool,
 }

@@ -1,10 +1,12 @@
 //! Writes a conversation down while it is held.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::talk::conversation::GUEST_FAILED;
-use crate::talk::handler::{Answers, Handler, Outcome};
+use crate::talk::handler::{Answers, Handler, Outcome, Pushed};
+use crate::talk::mailbox::{Mail, Mailbox};
 use crate::talk::transcript::{Line, write};
 
 /// Stands at the end of what is not complete.
@@ -110,6 +112,36 @@ impl<H: Handler, W: Write> Handler for Recorder<H, W> {
         match self.output.0 {
             None => self.handler.handle_lines(lines, enough),
             Some(_) => Ok(None),
+        }
+    }
+
+    fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        self.handler.mailbox()
+    }
+
+    /// What the guest has published itself is not written down: it does that again when it is played to.
+    fn hear(&mut self, mail: &Mail) -> Result<Pushed, H::Error> {
+        if self.output.0.is_none() {
+            return self.handler.hear(mail);
+        }
+        let published = mail.of_others().map(|message| Line::Published {
+            topic: (*message.topic).into(),
+            body: String::from_utf8_lossy(&message.body),
+        });
+        let mut lines: Vec<_> = published.collect();
+        match self.handler.hear(mail) {
+            Ok(pushed) => {
+                let said = pushed.lines.iter();
+                lines.extend(said.map(|line| Line::Said(line.into())));
+                lines.extend(pushed.close.then_some(Line::Close));
+                self.output.write(&lines);
+                Ok(pushed)
+            }
+            Err(error) => {
+                self.output.write(&lines);
+                self.output.write_failure(None);
+                Err(error)
+            }
         }
     }
 

@@ -19,7 +19,8 @@ pub struct Version {
     pub number: u64,
     /// Of the component.
     pub digest: Digest,
-    pub(crate) sandbox: Sandbox,
+    /// The guest itself.
+    pub sandbox: Sandbox,
     /// What each of its connections takes.
     pub(crate) need: Need,
     /// No new connection gets it.
@@ -119,6 +120,19 @@ impl Versions {
         Versions(Mutex::new(State {
             count: 1,
             current: version(1, passed, digest),
+            canary: None,
+        }))
+    }
+
+    /// The first version of a service that takes the place of the one with these: it is counted on, and
+    /// replaces theirs.
+    pub(crate) fn after(before: &Versions, passed: Passed, digest: Digest) -> Versions {
+        let mut state = before.lock();
+        let current = state.add(passed, digest);
+        state.current.replaced.store(true, Ordering::SeqCst);
+        Versions(Mutex::new(State {
+            count: state.count,
+            current,
             canary: None,
         }))
     }

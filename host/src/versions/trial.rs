@@ -80,25 +80,52 @@ pub fn run(
     component: &[u8],
     wanted: &dyn Fn() -> bool,
 ) -> Result<Passed, Failed> {
-    panic::catch_unwind(AssertUnwindSafe(|| attempt(runtime, component, wanted)))
-        .unwrap_or(Err(Failed::Panic))
+    attempt(runtime, || Sandbox::new(runtime, component, wanted))
+}
+
+/// Tries a guest that has passed with other settings.
+///
+/// # Errors
+/// Why it must not serve with these.
+pub fn again(runtime: &Arc<Runtime>, sandbox: &Sandbox) -> Result<Passed, Failed> {
+    attempt(runtime, || sandbox.with(runtime))
 }
 
 fn attempt(
-    runtime: &Arc<Runtime>,
-    component: &[u8],
-    wanted: &dyn Fn() -> bool,
+    runtime: &Runtime,
+    sandbox: impl FnOnce() -> Result<Sandbox, RejectedGuest>,
+) -> Result<Passed, Failed> {
+    panic::catch_unwind(AssertUnwindSafe(|| pass(runtime, sandbox))).unwrap_or(Err(Failed::Panic))
+}
+
+fn pass(
+    runtime: &Runtime,
+    sandbox: impl FnOnce() -> Result<Sandbox, RejectedGuest>,
 ) -> Result<Passed, Failed> {
     let started = Instant::now();
-    let sandbox = Sandbox::new(runtime, component, wanted)?;
+    let sandbox = sandbox()?;
     let compile_time = started.elapsed();
 
     let started = Instant::now();
-    let mut session = Session::start(&sandbox, Client::NOBODY)?;
+    let mut session = Session::start(&sandbox, Client::NOBODY, runtime.scratch())?;
     let instantiate_time = started.elapsed();
     let greeting = session.greeting()?;
     let memory_bytes = session.memory_bytes();
     drop(session);
+    if runtime.stores.is_empty() && sandbox.wants_stores() {
+        tracing::warn!(
+            service = runtime.service(),
+            "the guest asks for stores and has none: grant it one with --store NAME=URL, or each is \
+             `no-such-store` to it"
+        );
+    }
+    if runtime.topics.is_none() && sandbox.wants_topics() {
+        tracing::warn!(
+            service = runtime.service(),
+            "the guest asks for topics and has none: grant it some with --topics memory:, or all of it is \
+             `access-denied` to it"
+        );
+    }
     let limits = &runtime.limits;
     let room_bytes = (limits.guest.memory_bytes as u64).saturating_sub(memory_bytes);
     if room_bytes < limits.wire.line_bytes as u64 {

@@ -73,11 +73,12 @@ impl Watch {
         })
     }
 
-    /// Watches the folders that decide now which file `path` is, and no others. Cheap where they are
+    /// Watches the folders that decide now which files `paths` are, and no others. Cheap where they are
     /// watched already; one that was made anew is another folder, so it has to be said again.
-    pub(crate) fn follow(&mut self, path: &Path) {
+    pub(crate) fn follow<'a>(&mut self, paths: impl IntoIterator<Item = &'a Path>) {
         let mut watched = BTreeSet::new();
-        for folder in folders(path) {
+        let folders: BTreeSet<_> = paths.into_iter().flat_map(folders).collect();
+        for folder in folders {
             match inotify::add_watch(&self.events, &folder, CHANGES) {
                 Ok(number) => {
                     watched.insert(number);

@@ -34,8 +34,9 @@ fn messages<'a>(
             reader.add(taken.len());
             piece = rest;
             take(&mut reader);
-            // A line, and a carriage return that may be half of its ending.
-            assert!(reader.pending_bytes() <= max_line_bytes + 1);
+            // A line, and what may be its ending: half of one, or in a message a whole one.
+            let ending_bytes = if framing == Framing::Messages { 2 } else { 1 };
+            assert!(reader.pending_bytes() <= max_line_bytes + ending_bytes);
         }
     }
     reader.end();
@@ -54,4 +55,6 @@ fuzz_target!(|input: Input| {
         assert!(text.as_ref().map_or(0, String::len) <= limit);
     }
     messages(Framing::Chunks, limit, pieces());
+    let expected = messages(Framing::Messages, limit, [whole.as_slice()].into_iter());
+    assert_eq!(messages(Framing::Messages, limit, pieces()), expected);
 });

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
@@ -12,6 +11,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use slab::Slab;
+use socket2::Socket;
 
 use crate::limits::process::{ACCEPT_PAUSE, EVENTS_PER_ROUND};
 use crate::serve::seats::parked::{Occasion, Parked, Told, Waits};
@@ -50,7 +50,7 @@ pub(super) struct Board {
 struct Place {
     /// Nothing while it is driven.
     parked: Option<Box<Parked>>,
-    stream: Arc<TcpStream>,
+    stream: Arc<Socket>,
     /// What the kernel tells of its socket, if anything.
     interest: Option<EventFlags>,
     /// What it has told while that could not be acted upon.
@@ -122,7 +122,7 @@ impl Board {
 
     /// A place for a connection that is to be driven for the first time: it stays taken until it is
     /// given up.
-    pub(super) fn reserve(&mut self, stream: Arc<TcpStream>) -> usize {
+    pub(super) fn reserve(&mut self, stream: Arc<Socket>) -> usize {
         self.places.insert(Place {
             parked: None,
             stream,
@@ -155,6 +155,7 @@ impl Board {
         {
             parked.hear(told);
         }
+        parked.look_for_mail();
         match parked.waits {
             Waits::Turn => {
                 place.deadline = None;
@@ -189,6 +190,23 @@ impl Board {
             }
         }
         place.parked = Some(parked);
+    }
+
+    /// There is mail for the connection at this place. One that is driven looks for it before it waits.
+    pub(super) fn bring_mail(&mut self, id: usize) {
+        // The one that it was for may have ended.
+        let Some(place) = self.places.get_mut(id) else {
+            return;
+        };
+        if let Some(parked) = &mut place.parked
+            && parked.waits != Waits::Turn
+        {
+            parked.look_for_mail();
+            if parked.waits == Waits::Turn {
+                place.deadline = None;
+                self.ready.push_back(id);
+            }
+        }
     }
 
     /// A connection that was taken does not come back. With its place goes the last that holds its

@@ -2,7 +2,8 @@
 //! the fewest connections if that is far behind.
 
 use std::io;
-use std::sync::Mutex;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -11,9 +12,14 @@ use rustix::io::Errno;
 use crate::limits::process::{ACCEPT_PAUSE, ACCEPTS_PER_ROUND};
 use crate::process::capacity;
 use crate::process::shutdown::Shutdown;
-use crate::serve::admission::{self, Accepted, Admission};
+use crate::serve::admission::{self, Accepted, Admission, Candidate, Changed, Door, Telling};
+use crate::serve::connection::Admitted;
+use crate::serve::handshakes::{self, Newcomer};
+use crate::serve::headers;
+use crate::serve::proxy::Proxied;
 use crate::serve::seats::board::Board;
 use crate::serve::seats::seat::{DOORS, Letter, Seat, lock};
+use crate::serve::waiting_room::Queue;
 
 /// How many connections more than another a seat may have before it lets that one have the next.
 const UNEVEN: usize = 8;
@@ -21,15 +27,23 @@ const UNEVEN: usize = 8;
 /// Where clients come in, one at a time.
 pub(super) struct Entrance {
     admission: Mutex<Admission>,
+    headers: Arc<Queue<Candidate>>,
     shutdown: Shutdown,
+    handshakes: Arc<Queue<Newcomer>>,
 }
 
 impl Entrance {
-    /// Until `shutdown` begins. No seat is told of any client yet.
-    pub(super) fn new(admission: Admission, shutdown: Shutdown) -> Entrance {
+    /// Until `shutdown` begins. There is no door yet.
+    pub(super) fn new(
+        shutdown: Shutdown,
+        headers: Arc<Queue<Candidate>>,
+        handshakes: Arc<Queue<Newcomer>>,
+    ) -> Entrance {
         Entrance {
-            admission: Mutex::new(admission),
+            admission: Mutex::new(Admission::new()),
+            headers,
             shutdown,
+            handshakes,
         }
     }
 
@@ -55,7 +69,11 @@ impl Entrance {
         for _ in 0..ACCEPTS_PER_ROUND {
             let connections = seats.iter().map(Seat::connections).sum();
             match self.accept(door, connections, threads) {
-                Ok(Accepted::Client(admitted)) => {
+                Ok(Accepted::Client(mut admitted)) => {
+                    if let Some(handshake) = admitted.handshake.take() {
+                        handshakes::shake(&self.handshakes, admitted, handshake);
+                        continue;
+                    }
                     let fewest = fewest(seats, number);
                     seats[fewest].expect_connection();
                     if fewest == number {
@@ -65,6 +83,7 @@ impl Entrance {
                         seats[fewest].send(Letter::New(admitted));
                     }
                 }
+                Ok(Accepted::Expected(candidate)) => headers::expect(&self.headers, candidate),
                 Ok(Accepted::Refused) => {}
                 Ok(Accepted::Nobody) => break,
                 Ok(Accepted::Starved) => {
@@ -88,15 +107,10 @@ impl Entrance {
         }
         match admission.accept(door, threads)? {
             // Where each has a thread, that is asked when the thread is started.
-            Accepted::Client(admitted) => match capacity::check_addresses(connections.max(threads))
-            {
-                Ok(()) => Ok(Accepted::Client(admitted)),
-                Err(error) => {
-                    let stream = admitted.permit.stream();
-                    admission::refuse(&admitted.service, stream, &error.to_string());
-                    Ok(Accepted::Refused)
-                }
-            },
+            Accepted::Client(admitted) => {
+                let admitted = with_addresses(admitted, connections.max(threads));
+                Ok(admitted.map_or(Accepted::Refused, Accepted::Client))
+            }
             other => Ok(other),
         }
     }
@@ -106,16 +120,10 @@ impl Entrance {
     /// # Errors
     /// The kernel has no room for that.
     pub(super) fn listen(&self, seat: &Seat, number: usize, listens: bool) -> io::Result<()> {
-        // A client wakes one seat of those that are exclusive, and this may be a seat of another
-        // process, which has just handed the listener over and accepts no more. So one is not.
-        let flags = match number {
-            0 => EventFlags::IN,
-            _ => EventFlags::IN | EventFlags::EXCLUSIVE,
-        };
         let admission = lock(&self.admission);
-        for (door, listener) in (DOORS..).zip(admission.listeners()) {
+        for (door, listener) in admission.listeners() {
             let told = match listens {
-                true => epoll::add(&seat.epoll, listener, EventData::new_u64(door), flags),
+                true => tell(seat, number, door, listener),
                 false => epoll::delete(&seat.epoll, listener),
             };
             match told {
@@ -127,12 +135,78 @@ impl Entrance {
         Ok(())
     }
 
-    /// Nobody is let in any more.
-    pub(super) fn close(&self, seats: &[Seat]) {
+    /// Lets clients in at these doors from now on, and at no others.
+    pub(super) fn change(&self, seats: &[Seat], doors: Vec<Door>) {
+        let mut admission = lock(&self.admission);
+        let Changed { opened, closed } = admission.change(doors);
         for (number, seat) in seats.iter().enumerate() {
-            let _ = self.listen(seat, number, false);
+            for listener in &closed {
+                // The next process, or whoever has it from us, may have it open too.
+                let _ = epoll::delete(&seat.epoll, listener);
+            }
+            for &door in &opened {
+                let Some(listener) = admission.listener(door) else {
+                    continue;
+                };
+                if let Err(error) = tell(seat, number, door, listener) {
+                    tracing::error!("a seat is not told of new clients: {error}");
+                }
+            }
         }
-        lock(&self.admission).close();
+    }
+}
+
+/// Has the seat of this number told of clients at this door.
+fn tell(seat: &Seat, number: usize, door: usize, listener: BorrowedFd<'_>) -> Result<(), Errno> {
+    // A client wakes one seat of those that are exclusive, and this may be a seat of another
+    // process, which has just handed the listener over and accepts no more. So one is not.
+    let flags = match number {
+        0 => EventFlags::IN,
+        _ => EventFlags::IN | EventFlags::EXCLUSIVE,
+    };
+    let data = EventData::new_u64(DOORS + door as u64);
+    epoll::add(&seat.epoll, listener, data, flags)
+}
+
+/// Has a client whose proxy has said who it is served, after its handshake if there is to be one.
+pub(super) fn let_in_later(
+    seats: &[Seat],
+    handshakes: &Arc<Queue<Newcomer>>,
+    candidate: Candidate,
+    proxied: Option<Proxied>,
+    threads: usize,
+) {
+    let connections: usize = seats.iter().map(Seat::connections).sum();
+    let admitted = admission::admit(candidate, proxied, threads);
+    let admitted = admitted.and_then(|one| with_addresses(one, connections.max(threads)));
+    let Some(mut admitted) = admitted else {
+        return;
+    };
+    match admitted.handshake.take() {
+        Some(config) => handshakes::shake(handshakes, admitted, config),
+        None => seat(seats, admitted),
+    }
+}
+
+/// Gives a client to the seat with the fewest connections.
+pub(super) fn seat(seats: &[Seat], admitted: Box<Admitted>) {
+    let fewest = seats.iter().min_by_key(|seat| seat.connections());
+    if let Some(seat) = fewest {
+        seat.expect_connection();
+        seat.send(Letter::New(admitted));
+    }
+}
+
+/// This client, if there are addresses for one more beside so many, or else it has been told.
+fn with_addresses(admitted: Box<Admitted>, connections: usize) -> Option<Box<Admitted>> {
+    match capacity::check_addresses(connections) {
+        Ok(()) => Some(admitted),
+        Err(error) => {
+            let telling = Telling::before(admitted.handshake.as_ref());
+            let (service, stream) = (&admitted.service, admitted.permit.stream());
+            admission::refuse(service, stream, telling, &error.to_string());
+            None
+        }
     }
 }
 

@@ -1,20 +1,23 @@
 //! One connection at a seat: driven as far as it gets without waiting, and what it waits for then.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::process::SENDS_PER_TURN;
+use crate::limits::process::{PORTIONS_PER_TURN, SENDS_PER_TURN};
 use crate::serve::connection::{Admitted, Close, Connection};
 use crate::serve::lingering::Lingering;
 use crate::serve::socket::Socket;
+use crate::serve::transport::Transport;
 use crate::talk::conversation::{Event, Wait};
+use crate::talk::mailbox::Mailbox;
 
 /// A connection that nobody drives now.
 pub(super) struct Parked {
     connection: Connection,
-    stream: Arc<TcpStream>,
+    stream: Arc<socket2::Socket>,
+    transport: Transport,
     /// That it has to end has been told.
     draining: bool,
     /// There may be input of which the kernel does not tell again.
@@ -70,14 +73,16 @@ impl Waits {
 
 impl Parked {
     /// Has the client greeted. Returns nothing when it is over already.
-    pub(super) fn start(admitted: Admitted) -> Option<Box<Parked>> {
+    pub(super) fn start(mut admitted: Box<Admitted>) -> Option<Box<Parked>> {
         let stream = Arc::clone(admitted.permit.stream());
-        let (connection, wait) = Connection::start(admitted);
+        let transport = mem::take(&mut admitted.transport);
+        let (connection, wait) = Connection::start(admitted, &transport);
         let parked = Box::new(Parked {
             connection,
             stream,
             draining: false,
-            unread: false,
+            unread: transport.may_have_more(false),
+            transport,
             is_last: false,
             lingering: None,
             waits: Waits::Turn,
@@ -104,7 +109,7 @@ impl Parked {
             // What has come in time and was not looked at yet counts.
             (Occasion::TimeUp, Waits::Input(_)) => self.receive(Some(Event::Deadline)),
             (Occasion::TimeUp, Waits::Room(_)) => {
-                let stalled = self.socket().stalled();
+                let stalled = self.stalled();
                 self.connection.turn(stalled)
             }
             _ => self.connection.resume(),
@@ -119,21 +124,40 @@ impl Parked {
         self.waits = Waits::Turn;
     }
 
+    /// Where what others publish waits for it, once its guest has asked to hear some of that.
+    pub(super) fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        self.connection.conversation.mailbox()
+    }
+
+    /// There may be mail, of which nobody tells again.
+    pub(super) fn look_for_mail(&mut self) {
+        if matches!(self.waits, Waits::Input(_)) && self.has_mail() {
+            self.waits = Waits::Turn;
+        }
+    }
+
+    fn has_mail(&self) -> bool {
+        self.connection.conversation.has_mail()
+    }
+
     pub(super) fn has_to_drain(&self) -> bool {
         !self.draining && self.lingering.is_none() && self.connection.held.is_draining()
     }
 
-    fn socket(&self) -> Socket<'_> {
-        Socket::new(&self.stream)
+    fn stalled(&self) -> Event {
+        let sent_bytes = self.connection.conversation.bytes_out;
+        self.transport
+            .stalled(&Socket::new(&self.stream), sent_bytes)
     }
 
     /// Reads what there is. If that is nothing, `otherwise` has happened, or nothing has.
     fn receive(&mut self, otherwise: Option<Event>) -> Option<Wait> {
         let room = self.connection.conversation.room();
         let room_bytes = room.len();
-        let received = Socket::new(&self.stream).receive_now(room);
+        let socket = Socket::new(&self.stream);
+        let received = self.transport.receive_now(&socket, room);
         self.unread = match &received {
-            Ok(count) => self.is_last || *count == room_bytes,
+            Ok(count) => self.is_last || self.transport.may_have_more(*count == room_bytes),
             Err(error) => error.kind() == ErrorKind::Interrupted,
         };
         let event = match received {
@@ -142,13 +166,17 @@ impl Parked {
             Ok(0) => Event::Eof,
             Ok(count) => Event::Input(count),
             Err(error) => match error.kind() {
+                ErrorKind::Interrupted if self.transport.is_overdue() => Event::Deadline,
                 ErrorKind::WouldBlock | ErrorKind::Interrupted => match otherwise {
                     Some(event) => event,
                     None => return self.connection.resume(),
                 },
+                // It was cut.
+                ErrorKind::UnexpectedEof if self.connection.held.is_draining() => Event::Drain,
                 _ => Event::Broken(error),
             },
         };
+        self.transport.end_wait();
         self.connection.turn(event)
     }
 
@@ -158,30 +186,51 @@ impl Parked {
         mut wait: Option<Wait>,
         mut received: bool,
     ) -> Option<Box<Parked>> {
-        let mut sends = 0;
+        let (mut sends, mut portions) = (0, 0);
         self.waits = loop {
             wait = match wait {
-                None => return self.close(),
+                None => {
+                    let socket = Socket::new(&self.stream);
+                    match self.connection.say_end(&socket, &mut self.transport) {
+                        Some(wait) => Some(wait),
+                        None => return self.close(),
+                    }
+                }
                 Some(Wait::Receive { .. }) if self.has_to_drain() => {
                     self.draining = true;
                     self.connection.turn(Event::Drain)
                 }
-                Some(Wait::Receive { within }) if !self.unread => break Waits::Input(within),
-                Some(Wait::Receive { .. }) if received => break Waits::Turn,
-                Some(Wait::Receive { .. }) => {
+                Some(Wait::Receive { .. }) if self.unread && !received => {
                     received = true;
                     self.receive(None)
+                }
+                Some(Wait::Receive { within }) if self.has_mail() => {
+                    if portions == PORTIONS_PER_TURN {
+                        self.transport.time_left(within);
+                        break Waits::Turn;
+                    }
+                    portions += 1;
+                    self.connection.turn(Event::Mail)
+                }
+                Some(Wait::Receive { within }) => {
+                    // The time of the wait runs while others have their turns.
+                    let within = self.transport.time_left(within);
+                    break match self.unread {
+                        true => Waits::Turn,
+                        false => Waits::Input(within),
+                    };
                 }
                 Some(Wait::Room { within }) => break Waits::Room(within),
                 Some(Wait::Again) => break Waits::Turn,
                 Some(Wait::Send) if sends == SENDS_PER_TURN => break Waits::Turn,
                 Some(Wait::Send) => {
                     sends += 1;
+                    let socket = Socket::new(&self.stream);
                     let output = self.connection.conversation.output();
-                    let event = match self.socket().send(output) {
+                    let event = match self.transport.send(&socket, output) {
                         Ok(count) => Event::Sent(count),
                         Err(error) => match error.kind() {
-                            ErrorKind::WouldBlock => self.socket().stalled(),
+                            ErrorKind::WouldBlock => self.stalled(),
                             ErrorKind::Interrupted => Event::Sent(0),
                             _ => Event::Broken(error),
                         },
@@ -194,17 +243,18 @@ impl Parked {
     }
 
     fn close(mut self: Box<Parked>) -> Option<Box<Parked>> {
-        let close = self.connection.close(|| self.socket().has_unread());
+        let socket = Socket::new(&self.stream);
+        let close = self.connection.close(|| self.transport.has_unread(&socket));
         match close {
             Close::Now => None,
             Close::Reset => {
-                self.socket().reset();
+                socket.reset();
                 None
             }
             Close::Linger => {
                 let limits = &self.connection.held.service.runtime.limits;
                 let write_time = limits.wire.write_time;
-                self.lingering = Some(Lingering::begin(&self.socket(), write_time)?);
+                self.lingering = Some(Lingering::begin(&socket, write_time)?);
                 self.linger(false)
             }
         }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,12 +36,14 @@ pub(super) struct Seat {
     /// How many connections it has, those on their way counted.
     connections: AtomicUsize,
     inbox: Mutex<Inbox>,
+    /// Places of connections that have mail.
+    mail: Mutex<Vec<usize>>,
 }
 
 /// What comes to a seat besides events.
 pub(super) enum Letter {
     /// A client that has been let in.
-    New(Admitted),
+    New(Box<Admitted>),
     /// A connection whose turn was finished after the seat had been lost, for its place. Nothing, if
     /// it has ended.
     Back(usize, Option<Box<Parked>>),
@@ -80,6 +83,7 @@ impl Seat {
             rounds: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             inbox: Mutex::default(),
+            mail: Mutex::default(),
         })
     }
 
@@ -113,6 +117,22 @@ impl Seat {
     pub(super) fn send(&self, letter: Letter) {
         self.leave(letter);
         self.wake();
+    }
+
+    /// The connection at this place has mail. Whoever is first wakes the one who holds the seat.
+    pub(super) fn post(&self, place: usize) {
+        let mut mail = lock(&self.mail);
+        let is_first = mail.is_empty();
+        mail.push(place);
+        drop(mail);
+        if is_first {
+            self.wake();
+        }
+    }
+
+    /// The places of those that have mail since this was last asked.
+    pub(super) fn take_mail(&self) -> Vec<usize> {
+        mem::take(&mut *lock(&self.mail))
     }
 
     pub(super) fn next_letter(&self) -> Option<Letter> {

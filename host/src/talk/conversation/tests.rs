@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 
 use super::*;
-use crate::talk::handler::Answers;
+use crate::talk::handler::{Answers, Pushed};
+use crate::talk::mailbox::{Mail, Message};
 
 /// Repeats what it hears; `exit` closes, and `fail` is a fault.
 struct Echo;
@@ -61,9 +62,7 @@ fn input(conversation: &mut Conversation<Echo>, bytes: &[u8]) -> Turn<&'static s
     conversation.turn(Event::Input(bytes.len()))
 }
 
-const STALLED: Event = Event::Stalled {
-    unacknowledged_bytes: 0,
-};
+const STALLED: Event = Event::Stalled { taken_bytes: 0 };
 
 #[test]
 fn what_a_write_does_not_take_is_kept_and_sent_before_more_is_read() {
@@ -221,4 +220,134 @@ fn large_replies_leave_before_the_next_message_is_answered() {
     let last = wait(conversation.turn(Event::Sent(WRITE_BYTES)));
     assert!(matches!(last, Wait::Receive { .. }));
     assert_eq!(conversation.lines, 3);
+}
+
+/// Pushes what it hears, and answers lines.
+struct Listener {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Handler for Listener {
+    type Error = &'static str;
+
+    fn greeting(&mut self) -> Result<Option<String>, &'static str> {
+        Ok(None)
+    }
+
+    fn handle_line(&mut self, line: &str) -> Result<Outcome, &'static str> {
+        Ok(Outcome::Reply(line.to_owned()))
+    }
+
+    fn mailbox(&self) -> Option<&Arc<Mailbox>> {
+        Some(&self.mailbox)
+    }
+
+    fn hear(&mut self, mail: &Mail) -> Result<Pushed, &'static str> {
+        let bodies = mail.messages.iter().map(|message| message.body.clone());
+        let lines = bodies.map(|body| String::from_utf8(body).expect("text"));
+        let lines: Vec<_> = lines.collect();
+        if lines.iter().any(|line| line == "fail") {
+            return Err("told to");
+        }
+        let close = lines.iter().any(|line| line == "close");
+        Ok(Pushed { lines, close })
+    }
+
+    fn clock(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+fn put(mailbox: &Mailbox, body: &str) {
+    mailbox.put(&Arc::new(Message {
+        topic: "t".into(),
+        body: body.into(),
+        publisher: None,
+        _claim: None,
+    }));
+}
+
+fn listening() -> (Conversation<Listener>, Arc<Mailbox>) {
+    let mailbox = Arc::new(Mailbox::new(1));
+    let mut conversation = Conversation::new(Framing::Lines, Wire::DEFAULT);
+    let handler = Listener {
+        mailbox: Arc::clone(&mailbox),
+    };
+    let turn = conversation.start(|| Ok(handler));
+    assert!(matches!(wait(turn), Wait::Receive { .. }));
+    (conversation, mailbox)
+}
+
+/// What is sent in one piece, and what comes after that.
+fn sent(conversation: &mut Conversation<Listener>) -> (String, Turn<&'static str>) {
+    let output = String::from_utf8(conversation.output().to_vec()).expect("text");
+    let turn = conversation.turn(Event::Sent(output.len()));
+    (output, turn)
+}
+
+#[test]
+fn what_is_heard_leaves_in_one_write() {
+    let (mut conversation, mailbox) = listening();
+    put(&mailbox, "a");
+    put(&mailbox, "b");
+    assert_eq!(wait(conversation.turn(Event::Mail)), Wait::Send);
+    let (output, turn) = sent(&mut conversation);
+    assert_eq!(output, "a\nb\n");
+    assert!(matches!(wait(turn), Wait::Receive { .. }));
+    // There may have been nothing.
+    assert!(matches!(
+        wait(conversation.turn(Event::Mail)),
+        Wait::Receive { .. }
+    ));
+    put(&mailbox, "close");
+    put(&mailbox, "never heard");
+    assert_eq!(wait(conversation.turn(Event::Mail)), Wait::Send);
+    let (output, turn) = sent(&mut conversation);
+    assert_eq!(output, "close\nnever heard\n");
+    assert!(matches!(end(turn), End::GuestClosed));
+}
+
+#[test]
+fn a_guest_that_fails_over_a_message_has_failed() {
+    let (mut conversation, mailbox) = listening();
+    put(&mailbox, "fail");
+    let turn = conversation.turn(Event::Mail);
+    assert!(matches!(end(turn), End::GuestFailed("told to")));
+    assert!(conversation.mailbox().is_none());
+}
+
+#[test]
+fn a_busy_client_and_busy_topics_take_turns() {
+    let (mut conversation, mailbox) = listening();
+    // Each is answered by itself, since it fills what leaves in one write.
+    let line = format!("{}\n", "x".repeat(WRITE_BYTES - 1));
+    let mut received = 0;
+    let mut order = String::new();
+    let mut turn = Turn::Wait(Wait::Receive {
+        within: Duration::ZERO,
+    });
+    while order.len() < 12 {
+        put(&mailbox, "m");
+        turn = match wait(turn) {
+            // As a driver does: the client first.
+            Wait::Receive { .. } => {
+                let room = conversation.room();
+                let count = room.len().min(line.len() - received % line.len());
+                room[..count].copy_from_slice(&line.as_bytes()[received % line.len()..][..count]);
+                received += count;
+                conversation.turn(Event::Input(count))
+            }
+            Wait::Send => {
+                let (output, turn) = sent(&mut conversation);
+                order.push(if output.starts_with('m') { 'm' } else { 'x' });
+                turn
+            }
+            _ => conversation.resume(),
+        };
+    }
+    // A line may take several reads, and messages have their turn after each.
+    assert!(
+        !order.contains("xx") && order.matches('x').count() > 1,
+        "{order}"
+    );
 }

@@ -27,6 +27,13 @@ impl Guest for Counter {
             "id" => Outcome::Reply(connection::id().to_string()),
             "peer" => Outcome::Reply(connection::peer_address()),
             "local" => Outcome::Reply(connection::local_address()),
+            "encrypted" => Outcome::Reply(connection::is_encrypted().to_string()),
+            "identity" => Outcome::Reply(match connection::peer_identity() {
+                Some(identity) => {
+                    format!("{} {}", identity.subject, identity.dns_names.join(" "))
+                }
+                None => "nobody".to_owned(),
+            }),
             "nothing" => Outcome::NoReply,
             "bye" => Outcome::Close(Some("goodbye".to_owned())),
             _ => Outcome::Close(None),

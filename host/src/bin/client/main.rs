@@ -1,15 +1,24 @@
 //! `client`: talks to a line server. With names it sends them one by one; without, it sends what
 //! it reads on standard input.
 
+mod messages;
+mod tls;
+mod wire;
+
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::str::FromStr;
+use std::time::Duration;
 
 use airlock::limits::wire::ANSWER_BYTES;
 use airlock::logging::printable;
+use airlock::settings::address::Address;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+
+use crate::messages::Messages;
+use crate::tls::TlsOptions;
+use crate::wire::{Wire, connect};
 
 /// Greets a server with each NAME and prints what it answers, then leaves with `exit`.
 ///
@@ -19,9 +28,11 @@ use clap::Parser;
 #[command(name = "client", version, max_term_width = 100)]
 struct Cli {
     /// The server
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9999")]
-    #[arg(value_parser = airlock::settings::values::address)]
-    connect: std::net::SocketAddr,
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9999")]
+    connect: Target,
+
+    #[command(flatten)]
+    tls: TlsOptions,
 
     /// How long to wait for the connection, and for the whole of each answer
     #[arg(long, value_name = "TIME", default_value = "10s")]
@@ -34,6 +45,26 @@ struct Cli {
     /// What to send; without any, the lines of standard input
     #[arg(value_name = "NAME", value_parser = one_line)]
     names: Vec<String>,
+}
+
+/// Where a server is, and what it is called.
+#[derive(Debug, Clone)]
+struct Target {
+    address: Address,
+    host: String,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Target, String> {
+        let (_, rest) = text.split_once("://").unwrap_or(("", text));
+        let (host, _) = rest.rsplit_once(':').unwrap_or((rest, ""));
+        Ok(Target {
+            address: text.parse()?,
+            host: host.trim_matches(['[', ']']).to_owned(),
+        })
+    }
 }
 
 fn main() -> ExitCode {
@@ -55,10 +86,18 @@ fn one_line(name: &str) -> Result<String, String> {
 }
 
 fn talk(cli: &Cli) -> Result<()> {
-    let stream = TcpStream::connect_timeout(&cli.connect, *cli.timeout)
-        .with_context(|| format!("cannot connect to {}", cli.connect))?;
-    stream.set_nodelay(true)?;
-    let mut server = Server::new(&stream, *cli.timeout);
+    let Cli {
+        connect: target,
+        tls,
+        timeout,
+        ..
+    } = cli;
+    let wire = connect(target, tls, **timeout);
+    let wire = wire.with_context(|| format!("cannot connect to {}", target.address))?;
+    let mut server = Server {
+        speech: Speech::new(wire, target)?,
+        time: **timeout,
+    };
     if !cli.no_greeting {
         server.answer().context("no greeting")?;
     }
@@ -71,11 +110,11 @@ fn talk(cli: &Cli) -> Result<()> {
     }
     server.send("exit").context("cannot take leave")?;
     // For a guest that leaves at another word.
-    stream.shutdown(Shutdown::Write)?;
+    server.end()?;
     server.rest()
 }
 
-fn talk_from_stdin(server: &mut Server<'_>) -> Result<()> {
+fn talk_from_stdin(server: &mut Server) -> Result<()> {
     let interactive = io::stdin().is_terminal();
     let mut lines = io::stdin().lines();
     loop {
@@ -93,20 +132,34 @@ fn talk_from_stdin(server: &mut Server<'_>) -> Result<()> {
 }
 
 /// A server that has so much time for each answer, from the question to the end of it.
-struct Server<'a> {
-    input: BufReader<Timed<'a>>,
+struct Server {
+    speech: Speech,
     time: Duration,
 }
 
-impl<'a> Server<'a> {
-    fn new(stream: &'a TcpStream, time: Duration) -> Server<'a> {
-        let deadline = Instant::now() + time;
-        Server {
-            input: BufReader::new(Timed { stream, deadline }),
-            time,
-        }
+/// What is spoken with it.
+enum Speech {
+    Lines(BufReader<Wire>),
+    Messages(Messages),
+}
+
+impl Speech {
+    fn new(wire: Wire, target: &Target) -> Result<Speech> {
+        Ok(match target.address.scheme.is_websocket() {
+            true => Speech::Messages(Messages::begin(wire, target)?),
+            false => Speech::Lines(BufReader::new(wire)),
+        })
     }
 
+    fn wire(&mut self) -> &mut Wire {
+        match self {
+            Speech::Lines(input) => input.get_mut(),
+            Speech::Messages(messages) => messages.wire(),
+        }
+    }
+}
+
+impl Server {
     /// Sends one line and prints the answer.
     fn ask(&mut self, line: &str) -> Result<()> {
         let sent = self.send(line);
@@ -117,9 +170,12 @@ impl<'a> Server<'a> {
     }
 
     fn send(&mut self, line: &str) -> Result<()> {
-        let output = self.input.get_mut();
-        output.deadline = Instant::now() + self.time;
-        match output.write_all(format!("{line}\n").as_bytes()) {
+        self.speech.wire().begin_time(self.time);
+        let sent = match &mut self.speech {
+            Speech::Lines(input) => input.get_mut().write_all(format!("{line}\n").as_bytes()),
+            Speech::Messages(messages) => messages.send(line),
+        };
+        match sent {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 bail!("the server does not read")
             }
@@ -127,11 +183,20 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// Says that nothing more comes.
+    fn end(&mut self) -> Result<()> {
+        match &mut self.speech {
+            Speech::Lines(input) => input.get_mut().end_output()?,
+            Speech::Messages(messages) => messages.end(),
+        }
+        Ok(())
+    }
+
     fn answer(&mut self) -> Result<()> {
         let Some(line) = self.line()? else {
             bail!("the server closed the connection");
         };
-        writeln!(io::stdout(), "{}", printable(&line))?;
+        print(&line)?;
         // The shim's own words are no answer to a name.
         match line.strip_prefix("error: ") {
             Some(refusal) => bail!("the server refused: {refusal}"),
@@ -142,15 +207,19 @@ impl<'a> Server<'a> {
     /// Prints what the server says after the leave, until it closes.
     fn rest(&mut self) -> Result<()> {
         while let Some(line) = self.line().context("the server does not close")? {
-            writeln!(io::stdout(), "{}", printable(&line))?;
+            print(&line)?;
         }
         Ok(())
     }
 
-    /// One line without its ending, or what is left of one; none at the end.
+    /// One line without its ending, or what is left of one, or one message; none at the end.
     fn line(&mut self) -> Result<Option<String>> {
+        let input = match &mut self.speech {
+            Speech::Lines(input) => input,
+            Speech::Messages(messages) => return messages.receive(),
+        };
         let mut line = Vec::new();
-        let mut input = (&mut self.input).take(ANSWER_BYTES);
+        let mut input = input.take(ANSWER_BYTES);
         match input.read_until(b'\n', &mut line) {
             Ok(0) => return Ok(None),
             Ok(_) if input.limit() == 0 => bail!("a line is longer than {ANSWER_BYTES} bytes"),
@@ -166,35 +235,8 @@ impl<'a> Server<'a> {
     }
 }
 
-/// A socket until a deadline, however often it is ready before that. After it all is `WouldBlock`.
-struct Timed<'a> {
-    stream: &'a TcpStream,
-    deadline: Instant,
-}
-
-impl Timed<'_> {
-    fn time_left(&self) -> io::Result<Option<Duration>> {
-        match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(ErrorKind::WouldBlock.into()),
-            time => Ok(Some(time)),
-        }
-    }
-}
-
-impl Read for Timed<'_> {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.time_left()?)?;
-        self.stream.read(room)
-    }
-}
-
-impl Write for Timed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.time_left()?)?;
-        self.stream.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// A message may have several lines.
+fn print(text: &str) -> io::Result<()> {
+    let mut lines = text.split('\n');
+    lines.try_for_each(|line| writeln!(io::stdout(), "{}", printable(line)))
 }
