@@ -127,7 +127,7 @@ fn nobody_misses_a_line_and_the_last_ones_outlive_the_server() {
     const PEOPLE: usize = 6;
     const LINES: usize = 15;
     let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("chat.redb");
+    let store = folder.path().join("chat.db");
     let store = format!(
         "--store=default=file:{}?durability=relaxed",
         store.display()
@@ -241,7 +241,7 @@ impl TwoDoors {
         let text = format!(
             "[service.chat]\nguest = \"{}\"\ntopics = \"memory:\"\n\
              listen = [\"{lines}\", \"ws://{websocket}\"]\n\
-             store = {{ default = \"file:{}/chat.redb\" }}\n",
+             store = {{ default = \"file:{}/chat.db\" }}\n",
             guest.display(),
             folder.display()
         );

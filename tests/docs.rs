@@ -23,9 +23,9 @@ const PLACES: [&str; 7] = [
     "/tmp/conversations",
     "/tmp/airlock.sock",
     "/tmp/greeter.sock",
-    "/tmp/guestbook.redb",
-    "/tmp/chat.redb",
-    "/tmp/notes.redb",
+    "/tmp/guestbook.db",
+    "/tmp/chat.db",
+    "/tmp/notes.db",
 ];
 
 /// What a client hears first from each server that a page starts, in the page's order.
@@ -72,7 +72,7 @@ const RUN_BY_CI: [&str; 17] = [
     "cargo run -p bench --release -- --door tls",
     "cargo run -p bench --release -- --door tls --mode churn --haproxy --connections 16",
     "cargo run -p bench --release -- --door wss --mode hold",
-    "cargo run -p bench --release -- --store file:/tmp/bench.redb --operation set",
+    "cargo run -p bench --release -- --store file:/tmp/bench.db --operation set",
     "cargo run -p bench --release -- --threads 1 --mode hold --connections 19000 --rounds 1 -- --total-guest-memory=24GiB",
     "cargo test -p host --release --test walls -- --ignored thousands --nocapture",
     "cargo test -p host --release --test walls -- --ignored attacks_take_turns --nocapture",

@@ -40,6 +40,7 @@ mod services;
 mod services_change;
 mod settings;
 mod stores;
+mod stores_disk;
 mod stores_redis;
 mod systemd;
 mod takeover;

@@ -221,7 +221,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[service.a]\nstore = { a = \"etcd:\" }\n",
-        "2:15: want memory:, a file, like file:/var/lib/airlock/book.redb, or a Redis, like \
+        "2:15: want memory:, a file, like file:/var/lib/airlock/book.db, or a Redis, like \
          redis://127.0.0.1:6379",
     ),
     (
@@ -252,11 +252,6 @@ const WRONG: &[(&str, &str)] = &[
         "[service.a]\nlisten = \"127.0.0.1:7\"\nstore = { a = \"file:/a\" }\n\
          [service.b]\nstore = { b = \"file:/a?quota=2MiB\" }\n",
         "5:1: `store`: `b` is the same file as one of [service.a]: want the same durability and quota",
-    ),
-    (
-        "takeover = \"/tmp/t\"\n[service.a.store]\na = \"file:/a\"\n",
-        "2:12: `takeover` cannot hand over the store `a`, since two processes cannot have its file \
-         open: stop the old one first, or keep the listener with systemd",
     ),
     (
         "[[service.a.door]]\naddress = \"unix:/run/a\"\nmod = \"0660\"\n",
@@ -579,7 +574,7 @@ fn what_config_prints_sets_the_same() {
 
 #[test]
 fn stores_of_tables_are_stores_of_options() {
-    let file = "[service.a.store.f]\nurl = \"file:/a b.redb\"\nprefix = \"p\"\nquota = 2097152\n\
+    let file = "[service.a.store.f]\nurl = \"file:/a b.db\"\nprefix = \"p\"\nquota = 2097152\n\
          [service.a.store]\nm = \"memory:\"\n";
     let shown = config(&Folder::with(file), &[]);
     let of = |shown: &str| -> toml::Value {
@@ -588,7 +583,7 @@ fn stores_of_tables_are_stores_of_options() {
     };
     let stores = of(&shown);
     assert_eq!(stores["m"].as_str(), Some("memory:"));
-    let f = "file:/a b.redb?prefix=p&quota=2097152";
+    let f = "file:/a b.db?prefix=p&quota=2097152";
     assert_eq!(stores["f"].as_str(), Some(f));
     assert_eq!(of(&config(&Folder::with(&shown), &[])), stores);
     let option = format!("--store=f={f},m=memory:");

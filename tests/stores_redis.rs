@@ -136,7 +136,7 @@ fn a_store_moves_from_a_file_to_a_redis() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
-    let file = format!("file:{}/store.redb", folder.path().display());
+    let file = format!("file:{}/store.db", folder.path().display());
     let raw = "\u{0}\u{e9}\n";
     for (key, value) in [("name", "Ada"), ("raw", raw)] {
         store(&["set", &file, key], value.as_bytes());

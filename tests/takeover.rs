@@ -18,8 +18,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use socket2::Socket;
 use tempfile::TempDir;
 
+use crate::stores::keeper;
 use crate::support::place::Place;
-use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, run, signal};
+use crate::support::{AIRLOCK, Client, PATIENCE, Server, eventually, guest, run, signal};
 
 /// Where two processes meet: a folder for as long as the test lasts, the path in it, and the option
 /// that names it. Both are to listen at one place.
@@ -182,6 +183,31 @@ fn open_connections_finish_on_the_old_process_and_are_then_told() {
     assert_eq!(idle.rest(), "error: server is shutting down\n");
     assert_eq!(old.ended().code(), Some(0));
     assert_eq!(new.greeted().ask("Ada"), "Hello, Ada!");
+}
+
+/// While the old process lets its connections finish, what those write the new one reads, and the other way
+/// round.
+#[test]
+fn both_processes_have_a_store_in_a_file() {
+    let meeting = Meeting::new();
+    let file = meeting.folder.path().join("store.db");
+    let granted = format!("--store=default=file:{}", file.display());
+    let guest = format!("--guest={}", guest("keeper").display());
+    let options = [&*granted, &guest, "--drain-timeout=1m"];
+    let mut old = meeting.start_with(&options);
+    let mut first = keeper(&old);
+    assert_eq!(first.ask("add n 1"), "1");
+    let new = meeting.start_with(&options);
+    old.logged(&["handed over"]);
+    let mut second = keeper(&new);
+    assert_eq!(second.ask("add n 1"), "2");
+    assert_eq!(first.ask("add n 1"), "3");
+    assert_eq!(first.ask("set name Ada"), "ok");
+    assert_eq!(second.ask("get name"), "Ada");
+    drop(first);
+    assert_eq!(old.ended().code(), Some(0));
+    assert_eq!(second.ask("add n 1"), "4");
+    assert_eq!(second.ask("get name"), "Ada");
 }
 
 /// How far a takeover has come when one of the two stops or dies.

@@ -1,6 +1,5 @@
 //! Servers that are loaded, as processes of their own that end with this one.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,6 +13,8 @@ use airlock::cli;
 use airlock::serve::scheduling::Scheduling;
 use airlock::settings::address::{Address, Scheme};
 use airlock::talk::client::Endpoint;
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::cores::{self, Cores};
@@ -156,17 +157,14 @@ impl Server<'_> {
         Ok(server)
     }
 
-    /// What it has taken of the processors, in user and in system, as precisely as the kernel counts.
+    /// What it has taken of the processors, in user and in system.
     ///
     /// # Errors
     /// It is not there any more.
     pub fn processor_time(&self) -> io::Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();
-        let per_second = rustix::param::clock_ticks_per_second();
-        Ok(Duration::from_secs(ticks) / u32::try_from(per_second).unwrap_or(100))
+        let process = Pid::from_raw(self.child.id().cast_signed());
+        let clock = ClockId::pid_cpu_clock_id(process)?;
+        Ok(clock.now()?.into())
     }
 
     pub(crate) fn target(&self) -> Target<'_> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::iter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use airlock::settings::store::StoreSettings;
 use airlock::settings::store_url::StoreUrl;
-use airlock::store::redb::Durability;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use redis::{Client, Commands, Connection};
+use airlock::store::sqlite::Durability;
+use redis::{Client, Commands};
+use rusqlite::{Connection, OptionalExtension};
 
 /// Why an operation has failed. Its connection ends, which the load notices.
 type Result<T> = io::Result<T>;
@@ -36,7 +36,7 @@ pub(crate) enum Kept {
 }
 
 impl Kept {
-    /// Where Airlock has its own, and beside it: it lets nobody else have a file.
+    /// Where Airlock has its own, and a file beside it.
     pub(crate) fn open(settings: &StoreSettings) -> Result<Kept> {
         Ok(match &settings.url {
             StoreUrl::Memory => Kept::Memory(Memory::default()),
@@ -56,7 +56,7 @@ impl Kept {
     pub(crate) fn connect(&self) -> Result<Box<dyn Store>> {
         Ok(match self {
             Kept::Memory(memory) => Box::new(memory.clone()),
-            Kept::File(file) => Box::new(file.clone()),
+            Kept::File(file) => Box::new(file.connect()?),
             Kept::Redis(client) => Box::new(client.get_connection().map_err(io::Error::other)?),
         })
     }
@@ -119,7 +119,7 @@ impl Store for Memory {
     }
 }
 
-const ENTRIES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("entries");
+const GET: &str = "SELECT value FROM entries WHERE key = ?";
 
 /// What is written lazily is on the disk after that.
 const SYNC_TIME: Duration = Duration::from_secs(1);
@@ -127,7 +127,7 @@ const SYNC_TIME: Duration = Duration::from_secs(1);
 /// Reads on the threads of the connections; one thread commits all writes that wait together.
 #[derive(Clone)]
 pub(crate) struct File {
-    database: Arc<Database>,
+    path: PathBuf,
     jobs: Sender<Job>,
 }
 
@@ -145,14 +145,35 @@ enum Change {
 
 impl File {
     fn open(path: &Path, is_relaxed: bool) -> Result<File> {
-        let database = Arc::new(Database::create(path).map_err(io::Error::other)?);
+        let database = Connection::open(path).map_err(io::Error::other)?;
+        let made = database.execute_batch(
+            "PRAGMA journal_mode = WAL;
+             CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID;",
+        );
+        made.map_err(io::Error::other)?;
         let (jobs, waiting) = mpsc::channel();
-        let written = Arc::clone(&database);
         // When it fails, nobody has an answer any more, which the load notices.
-        thread::Builder::new().spawn(move || write(&written, is_relaxed, &waiting))?;
-        Ok(File { database, jobs })
+        thread::Builder::new().spawn(move || write(&database, is_relaxed, &waiting))?;
+        let path = path.to_owned();
+        Ok(File { path, jobs })
     }
 
+    fn connect(&self) -> Result<FileConnection> {
+        let database = Connection::open(&self.path).map_err(io::Error::other)?;
+        Ok(FileConnection {
+            database,
+            jobs: self.jobs.clone(),
+        })
+    }
+}
+
+/// One for each client.
+struct FileConnection {
+    database: Connection,
+    jobs: Sender<Job>,
+}
+
+impl FileConnection {
     fn change(&self, key: &str, change: Change) -> Result<Vec<u8>> {
         let (reply, answer) = mpsc::sync_channel(1);
         let key = key.to_owned();
@@ -166,37 +187,31 @@ fn gone() -> io::Error {
     io::Error::other("the file cannot be written")
 }
 
-fn write(
-    database: &Database,
-    is_relaxed: bool,
-    waiting: &Receiver<Job>,
-) -> std::result::Result<(), redb::Error> {
+fn write(database: &Connection, is_relaxed: bool, waiting: &Receiver<Job>) -> rusqlite::Result<()> {
     let mut synced = Instant::now();
     while let Ok(first) = waiting.recv() {
-        let mut transaction = database.begin_write()?;
-        transaction.set_two_phase_commit(true);
-        if is_relaxed && synced.elapsed() < SYNC_TIME {
-            transaction.set_durability(redb::Durability::None)?;
-        } else {
+        let mut synchronous = "NORMAL";
+        if !is_relaxed || synced.elapsed() >= SYNC_TIME {
+            synchronous = "FULL";
             synced = Instant::now();
         }
+        database.pragma_update(None, "synchronous", synchronous)?;
+        database.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
         let mut answers = Vec::new();
-        {
-            let mut entries = transaction.open_table(ENTRIES)?;
-            for Job { key, change, reply } in iter::once(first).chain(waiting.try_iter()) {
-                let value = match change {
-                    Change::Set(value) => value,
-                    Change::Add(delta) => {
-                        let old = entries.get(&*key)?;
-                        let sum = sum(old.as_ref().map(|old| old.value()), delta);
-                        sum.to_string().into_bytes()
-                    }
-                };
-                entries.insert(&*key, &*value)?;
-                answers.push((reply, value));
-            }
+        for Job { key, change, reply } in iter::once(first).chain(waiting.try_iter()) {
+            let value = match change {
+                Change::Set(value) => value,
+                Change::Add(delta) => {
+                    let old = get(database, &key)?;
+                    sum(old.as_deref(), delta).to_string().into_bytes()
+                }
+            };
+            let mut set =
+                database.prepare_cached("INSERT OR REPLACE INTO entries VALUES (?, ?)")?;
+            set.execute((key.as_bytes(), &value))?;
+            answers.push((reply, value));
         }
-        transaction.commit()?;
+        database.prepare_cached("COMMIT")?.execute(())?;
         for (reply, value) in answers {
             // Its connection may have ended.
             let _ = reply.try_send(value);
@@ -205,14 +220,14 @@ fn write(
     Ok(())
 }
 
-impl Store for File {
+fn get(database: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+    let mut get = database.prepare_cached(GET)?;
+    get.query_row([key.as_bytes()], |row| row.get(0)).optional()
+}
+
+impl Store for FileConnection {
     fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
-        let get = || {
-            let entries = self.database.begin_read()?.open_table(ENTRIES)?;
-            let value = entries.get(key)?;
-            Ok::<_, redb::Error>(value.map(|value| value.value().to_owned()))
-        };
-        get().map_err(io::Error::other)
+        get(&self.database, key).map_err(io::Error::other)
     }
 
     fn set(&mut self, key: &str, value: &[u8]) -> Result<()> {
@@ -229,7 +244,7 @@ fn place(key: &str) -> String {
     format!("twin:{key}")
 }
 
-impl Store for Connection {
+impl Store for redis::Connection {
     fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
         Commands::get(self, place(key)).map_err(io::Error::other)
     }

@@ -168,8 +168,8 @@ fn a_store_is_measured_beside_a_twin_that_has_one_like_it() {
     let path = |name| folder.path().join(name).display().to_string();
     let socket = path("redis.sock");
     let _redis = Redis::start(socket.as_ref());
-    let file = format!("file:{}", path("a.redb"));
-    let relaxed = format!("file:{}?durability=relaxed", path("b.redb"));
+    let file = format!("file:{}", path("a.db"));
+    let relaxed = format!("file:{}?durability=relaxed", path("b.db"));
     for store in [
         "memory:",
         &file,
@@ -187,7 +187,7 @@ fn a_store_is_measured_beside_a_twin_that_has_one_like_it() {
             }
         }
     }
-    for written in ["a.redb", "a.redb.twin", "b.redb", "b.redb.twin"] {
+    for written in ["a.db", "a.db.twin", "b.db", "b.db.twin"] {
         assert!(folder.path().join(written).exists(), "{written}");
     }
 }

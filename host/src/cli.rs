@@ -242,7 +242,7 @@ fn content(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), file.into()))
 }
 
-/// What `airlock store` does, each to a store like file:/var/lib/airlock/book.redb or
+/// What `airlock store` does, each to a store like file:/var/lib/airlock/book.db or
 /// redis://127.0.0.1:6379 (?prefix=NAME for a part of it).
 #[derive(Debug, Subcommand)]
 enum StoreOptions {

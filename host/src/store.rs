@@ -10,8 +10,8 @@ pub mod bucket;
 mod counter;
 pub mod journal;
 pub mod memory;
-pub mod redb;
 pub mod redis;
+pub mod sqlite;
 mod usage;
 
 #[cfg(test)]

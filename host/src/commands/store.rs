@@ -12,8 +12,8 @@ use airlock::logging::printable;
 use airlock::settings::store::StoreSettings;
 use airlock::settings::store_url::StoreUrl;
 use airlock::settings::values::Name;
-use airlock::store::redb::{Options, Redb};
 use airlock::store::redis::Redis;
+use airlock::store::sqlite::{Options, Sqlite};
 use airlock::store::{Backend, Error};
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -86,7 +86,7 @@ impl Opened {
                     durability: settings.durability,
                     quota_bytes: settings.quota.bytes(),
                 };
-                Box::new(Redb::open(path, options)?)
+                Box::new(Sqlite::open(path, options)?)
             }
             StoreUrl::Redis(url) => {
                 let opened = Redis::open(&settings.redis(url));

@@ -13,8 +13,8 @@ use airlock::store::Backend;
 use airlock::store::bucket::{Bucket, Buckets};
 use airlock::store::journal::Journal;
 use airlock::store::memory::Memory;
-use airlock::store::redb::{Options, Redb};
 use airlock::store::redis::Redis;
+use airlock::store::sqlite::{Options, Sqlite};
 use anyhow::{Context, Result, anyhow};
 
 /// Those that are open. Clones know of the same.
@@ -25,7 +25,7 @@ pub(crate) struct Stores(Arc<Mutex<Open>>);
 struct Open {
     /// By the name of their service, and their own.
     in_memory: Vec<((String, String), Weak<Memory>)>,
-    files: Vec<(PathBuf, Weak<Redb>)>,
+    files: Vec<(PathBuf, Weak<Sqlite>)>,
     redis: Vec<(RedisAddress, Weak<Redis>)>,
     journals: Vec<Weak<Journal>>,
 }
@@ -106,7 +106,7 @@ impl Open {
         new
     }
 
-    fn file(&mut self, path: &Path, store: &StoreSettings) -> Result<Arc<Redb>> {
+    fn file(&mut self, path: &Path, store: &StoreSettings) -> Result<Arc<Sqlite>> {
         let options = Options {
             durability: store.durability,
             quota_bytes: store.quota.bytes(),
@@ -116,7 +116,7 @@ impl Open {
             known.change(options);
             return Ok(known);
         }
-        let new = Arc::new(Redb::open(&place, options)?);
+        let new = Arc::new(Sqlite::open(&place, options)?);
         self.files.push((place, Arc::downgrade(&new)));
         Ok(new)
     }

@@ -131,7 +131,12 @@ pub const STORE_SYNC_TIME: Duration = Duration::from_secs(1);
 /// How long the end of a store waits for the disk to take what is left.
 pub const STORE_END_TIME: Duration = Duration::from_secs(5);
 
-/// Bytes of the file of a store that are kept in memory, beside what the kernel keeps.
+/// Connections that read the file of a store, each for one thread at a time: a read takes microseconds.
+/// Protects the server's memory and descriptors.
+pub const STORE_READERS: usize = 8;
+
+/// Bytes of the file of a store that are kept in memory, beside what the kernel keeps: in equal parts for
+/// whoever writes and for each who reads.
 pub const STORE_CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Bytes of a store: its keys, its values, and something for each entry. Room for a million short

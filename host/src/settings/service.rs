@@ -13,7 +13,6 @@ use crate::serve::listener::MOST_BACKLOG;
 use crate::settings::door::{DoorSettings, door};
 use crate::settings::process::ProcessSettings;
 use crate::settings::store::{StoreSettings, store};
-use crate::settings::store_url::StoreUrl;
 use crate::settings::topics::{TopicsSettings, topics};
 use crate::settings::values::{CompileSize, Count, MemorySize, MessageSize, share, time, variable};
 use crate::talk::framing::Framing;
@@ -248,14 +247,6 @@ impl ServiceSettings {
             }
             if let Some(other) = others.iter().find(|other| store.contradicts(other)) {
                 conflict("store", contradiction(store, &format!("`{}`", other.name)));
-            }
-            if let (StoreUrl::File(_), Some(_)) = (&store.url, &process.takeover) {
-                let message = format!(
-                    "{} cannot hand over the store `{name}`, since two processes cannot have its \
-                     file open: stop the old one first, or keep the listener with systemd",
-                    shown("takeover")
-                );
-                conflict("store", message);
             }
         }
         let memory = self.guest_settings.guest_memory;

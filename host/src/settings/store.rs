@@ -1,5 +1,5 @@
 //! A store that the guests of a service are granted: as one text, `NAME=URL` with parameters
-//! (`book=file:/var/lib/airlock/book.redb?durability=relaxed`), or as a key of a file, whose value is such
+//! (`book=file:/var/lib/airlock/book.db?durability=relaxed`), or as a key of a file, whose value is such
 //! a URL or a table with the same.
 
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::redis::address::{RedisAddress, RedisUrl};
 use crate::settings::parameters::{self, Wrong};
 use crate::settings::store_url::StoreUrl;
 use crate::settings::values::{Count, MOST_NAME_LENGTH, Name, StoreSize, Written};
-use crate::store::redb::Durability;
+use crate::store::sqlite::Durability;
 
 /// The settings of one store.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -31,7 +31,7 @@ pub struct StoreSettings {
     pub prefix: Option<Name>,
 
     /// When a write is acknowledged: `commit` is when it is on the disk, `relaxed` at once, and the last
-    /// second is lost when the process or the machine dies
+    /// second is lost when the machine dies
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Durability::Commit)]
     pub durability: Durability,
 
@@ -159,14 +159,14 @@ mod tests {
         let plain = store("a=memory:").expect("a store");
         assert_eq!((&*plain.name, &plain.url), ("a", &StoreUrl::Memory));
         assert_eq!(plain.quota.bytes(), STORE_BYTES);
-        let all = store("b-1=file:/a b.redb?prefix=p&durability=relaxed&quota=1MiB");
+        let all = store("b-1=file:/a b.db?prefix=p&durability=relaxed&quota=1MiB");
         let all = all.expect("a store");
-        assert_eq!(all.url, StoreUrl::File("/a b.redb".into()));
+        assert_eq!(all.url, StoreUrl::File("/a b.db".into()));
         assert_eq!(all.prefix.as_ref().map(Name::as_str), Some("p"));
         assert_eq!(all.durability, Durability::Relaxed);
         assert_eq!(all.quota.bytes(), 1 << 20);
-        let url = store("c=file:///a.redb").expect("a store").url;
-        assert_eq!(url, StoreUrl::File("/a.redb".into()));
+        let url = store("c=file:///a.db").expect("a store").url;
+        assert_eq!(url, StoreUrl::File("/a.db".into()));
     }
 
     #[test]
@@ -179,16 +179,16 @@ mod tests {
             ),
             (
                 "a=etcd:",
-                "want memory:, a file, like file:/var/lib/airlock/book.redb, or a Redis, like \
+                "want memory:, a file, like file:/var/lib/airlock/book.db, or a Redis, like \
                  redis://127.0.0.1:6379",
             ),
             (
-                "a=file:book.redb",
-                "want a whole path, like file:/var/lib/airlock/book.redb",
+                "a=file:book.db",
+                "want a whole path, like file:/var/lib/airlock/book.db",
             ),
             (
                 "a=file:/",
-                "want a whole path, like file:/var/lib/airlock/book.redb",
+                "want a whole path, like file:/var/lib/airlock/book.db",
             ),
             (
                 "a=memory:?durability=commit",

@@ -60,7 +60,7 @@ impl StoreUrl {
         }
     }
 
-    pub(super) const FILE: &str = "file:/var/lib/airlock/book.redb";
-    const WANTED: &str = "memory:, a file, like file:/var/lib/airlock/book.redb, or a Redis, like \
+    pub(super) const FILE: &str = "file:/var/lib/airlock/book.db";
+    const WANTED: &str = "memory:, a file, like file:/var/lib/airlock/book.db, or a Redis, like \
                           redis://127.0.0.1:6379";
 }

@@ -53,8 +53,8 @@ impl Memory {
 impl Entries {
     fn set(&mut self, key: String, value: Vec<u8>, quota_bytes: u64) -> Result<(), Error> {
         let old = self.values.get(&key);
-        let old = old.map_or(0, |old| entry_bytes(&key, old));
-        let new = entry_bytes(&key, &value);
+        let old = old.map_or(0, |old| entry_bytes(&key, old.len()));
+        let new = entry_bytes(&key, value.len());
         self.used_bytes = replaced(self.used_bytes, quota_bytes, old, new)?;
         self.values.insert(key, value);
         Ok(())
@@ -96,7 +96,7 @@ impl Backend for Memory {
         let mut entries = self.write();
         for key in keys {
             if let Some(old) = entries.values.remove(&key) {
-                entries.used_bytes -= entry_bytes(&key, &old);
+                entries.used_bytes -= entry_bytes(&key, old.len());
             }
         }
         Ok(())

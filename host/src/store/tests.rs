@@ -13,8 +13,8 @@ use crate::redis::address::{RedisAddress, RedisUrl};
 use crate::redis::redis_server::RedisServer;
 use crate::store::bucket::{Bucket, Buckets};
 use crate::store::memory::Memory;
-use crate::store::redb::{Durability, Options, Redb};
 use crate::store::redis::Redis;
+use crate::store::sqlite::{Durability, Options, Sqlite};
 use crate::store::{Backend, Error, Swapped};
 
 /// An empty store, for as long as what it stands on is kept.
@@ -27,11 +27,11 @@ const KINDS: [(&str, Make); 4] = [
     ("memory", |quota_bytes| {
         Some((Arc::new(Memory::new(quota_bytes)), Box::new(())))
     }),
-    ("redb", |quota_bytes| {
-        Some(redb(Durability::Commit, quota_bytes))
+    ("sqlite", |quota_bytes| {
+        Some(sqlite(Durability::Commit, quota_bytes))
     }),
-    ("relaxed redb", |quota_bytes| {
-        Some(redb(Durability::Relaxed, quota_bytes))
+    ("relaxed sqlite", |quota_bytes| {
+        Some(sqlite(Durability::Relaxed, quota_bytes))
     }),
     (REDIS, |_| redis()),
 ];
@@ -51,13 +51,13 @@ fn redis() -> Option<Made> {
     Some((Arc::new(store), Box::new(server)))
 }
 
-fn redb(durability: Durability, quota_bytes: u64) -> Made {
+fn sqlite(durability: Durability, quota_bytes: u64) -> Made {
     let folder = tempfile::tempdir().expect("a folder");
     let options = Options {
         durability,
         quota_bytes,
     };
-    let store = Redb::open(&folder.path().join("store.redb"), options).expect("a store");
+    let store = Sqlite::open(&folder.path().join("store.db"), options).expect("a store");
     (Arc::new(store), Box::new(folder))
 }
 

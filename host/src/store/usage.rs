@@ -4,8 +4,8 @@ use crate::limits::guest::STORE_ENTRY_BYTES;
 use crate::store::backend::Error;
 
 /// What an entry counts.
-pub(super) fn entry_bytes(key: &str, value: &[u8]) -> u64 {
-    (key.len() + value.len()) as u64 + STORE_ENTRY_BYTES
+pub(super) fn entry_bytes(key: &str, value_bytes: usize) -> u64 {
+    (key.len() + value_bytes) as u64 + STORE_ENTRY_BYTES
 }
 
 /// What there is in use when `new` has taken the place of `old`.

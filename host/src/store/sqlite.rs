@@ -1,9 +1,11 @@
-//! A store in a file, by redb: what was acknowledged is found again after a crash.
+//! A store in a file, by SQLite: what was acknowledged is found again after a crash.
 //!
-//! Reads run on the thread of whoever asks. All writes go to one thread, which commits what has come
-//! together at once, for a commit waits for the disk (`redb/writer.rs`).
+//! Reads run on the thread of whoever asks, with one of several connections (`sqlite/readers.rs`). All
+//! writes go to one thread, which commits what has come together at once, for a commit waits for the disk
+//! (`sqlite/writer.rs`). Other processes may have the file too.
 
 mod file;
+mod readers;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -16,24 +18,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase};
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 use crate::budget::{Budget, Claim};
 use crate::limits::guest::{STORE_END_TIME, STORE_WAITING, STORE_WAITING_BYTES};
 use crate::process::waiting;
 use crate::store::backend::{Backend, Error, Page, Swapped};
-use crate::store::redb::file::ENTRIES;
-pub use crate::store::redb::file::OpenError;
-use crate::store::redb::shared::Shared;
-pub use crate::store::redb::shared::{Durability, Options};
-use crate::store::redb::writer::{Answer, Job, Open, Write, Writer};
+pub use crate::store::sqlite::file::OpenError;
+use crate::store::sqlite::readers::NotRead;
+use crate::store::sqlite::shared::Shared;
+pub use crate::store::sqlite::shared::{Durability, Options};
+use crate::store::sqlite::writer::{Answer, GET, Job, Write, Writer};
 
 /// How long the end of a store rests when more waits for it than may.
 const CLOSE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A store in a file. Dropping it closes the file, and waits for the disk as long as that may take. (A
 /// disk that is stuck keeps its thread until the process ends.)
-pub struct Redb {
+pub struct Sqlite {
     shared: Arc<Shared>,
     jobs: Option<SyncSender<Job>>,
     waiting_bytes: Arc<Budget>,
@@ -41,30 +43,16 @@ pub struct Redb {
     ended: Mutex<Receiver<()>>,
 }
 
-impl Redb {
+impl Sqlite {
     /// Opens the file at `path`, or makes it, for this user alone.
     ///
     /// # Errors
-    /// Another process has it, it is something else, or the disk fails.
-    pub fn open(path: &Path, options: Options) -> Result<Redb, OpenError> {
-        let path = path.to_owned();
-        let name = path.display().to_string();
-        let (mut database, used_bytes) = file::open(&path)?;
-        file::compact(&path, &mut database, used_bytes);
-        let again = move || file::open(&path);
-        Redb::start(name, options, (database, used_bytes), Box::new(again))
-    }
-
-    /// `open` opens it again after an error of the disk.
-    fn start(
-        name: String,
-        options: Options,
-        (database, used_bytes): (Database, u64),
-        open: Open,
-    ) -> Result<Redb, OpenError> {
-        let shared = Arc::new(Shared::new(name, database, options));
+    /// It is something else, or the disk fails.
+    pub fn open(path: &Path, options: Options) -> Result<Sqlite, OpenError> {
+        let database = file::open(path)?;
+        let shared = Arc::new(Shared::new(path, options));
         let (jobs, waiting) = mpsc::sync_channel(STORE_WAITING);
-        let writer = Writer::new(Arc::clone(&shared), open, used_bytes);
+        let writer = Writer::new(Arc::clone(&shared), database);
         let (ends, ended) = mpsc::sync_channel(0);
         let thread = thread::Builder::new().name("store".to_owned());
         let thread = thread.spawn(move || {
@@ -72,7 +60,7 @@ impl Redb {
             writer.run(&waiting);
         });
         thread.map_err(OpenError::NoThread)?;
-        Ok(Redb {
+        Ok(Sqlite {
             shared,
             jobs: Some(jobs),
             waiting_bytes: Budget::new(STORE_WAITING_BYTES),
@@ -105,14 +93,23 @@ impl Redb {
 
     fn read<T>(
         &self,
-        read: impl FnOnce(&ReadOnlyTable<&'static str, &'static [u8]>) -> Result<T, redb::Error>,
+        until: Instant,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        let database = self.shared.database();
-        let database = database.as_ref().ok_or(Error::Unavailable)?;
-        let result = (|| read(&database.begin_read()?.open_table(ENTRIES)?))();
-        result.map_err(|error| {
-            self.shared.read_failed(&error);
-            Error::Unavailable
+        let result = self.shared.readers.read(until, read);
+        result.map_err(|error| match error {
+            NotRead::Closed => Error::Unavailable,
+            NotRead::Timeout => Error::Timeout,
+            // Another process has it for itself.
+            NotRead::Failed(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>
+            {
+                Error::Timeout
+            }
+            NotRead::Failed(error) => {
+                self.shared.read_failed(&error);
+                Error::Unavailable
+            }
         })
     }
 
@@ -140,7 +137,7 @@ impl Redb {
     }
 }
 
-impl Drop for Redb {
+impl Drop for Sqlite {
     fn drop(&mut self) {
         self.jobs = None;
         let ended = self.ended.get_mut();
@@ -149,13 +146,19 @@ impl Drop for Redb {
     }
 }
 
-impl Backend for Redb {
-    fn get(&self, key: &str, _: Instant) -> Result<Option<Vec<u8>>, Error> {
-        self.read(|entries| Ok(entries.get(key)?.map(|value| value.value().to_vec())))
+impl Backend for Sqlite {
+    fn get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>, Error> {
+        self.read(until, |database| {
+            let mut get = database.prepare_cached(GET)?;
+            get.query_row([key.as_bytes()], |row| row.get(0)).optional()
+        })
     }
 
-    fn exists(&self, key: &str, _: Instant) -> Result<bool, Error> {
-        self.read(|entries| Ok(entries.get(key)?.is_some()))
+    fn exists(&self, key: &str, until: Instant) -> Result<bool, Error> {
+        self.read(until, |database| {
+            let mut find = database.prepare_cached("SELECT 1 FROM entries WHERE key = ?")?;
+            find.exists([key.as_bytes()])
+        })
     }
 
     fn list(
@@ -163,22 +166,23 @@ impl Backend for Redb {
         prefix: &str,
         cursor: Option<&str>,
         most: usize,
-        _: Instant,
+        until: Instant,
     ) -> Result<Page, Error> {
-        self.read(|entries| {
-            let mut failed = None;
-            let start = Page::start(prefix, cursor);
-            let start = start.as_ref().map(String::as_str);
-            let entries = entries.range::<&str>((start, Bound::Unbounded))?;
-            let keys = entries.map_while(|entry| match entry {
-                Ok((key, _)) => Some(key.value().to_owned()),
-                Err(error) => {
-                    failed = Some(error);
-                    None
-                }
-            });
-            let page = Page::of(keys, prefix, most);
-            failed.map_or(Ok(page), |error| Err(error.into()))
+        let (after, start) = match Page::start(prefix, cursor) {
+            Bound::Excluded(last) => (">", last),
+            Bound::Included(first) => (">=", first),
+            Bound::Unbounded => (">=", String::new()),
+        };
+        self.read(until, |database| {
+            let keys = format!("SELECT key FROM entries WHERE key {after} ? ORDER BY key LIMIT ?");
+            let mut keys = database.prepare_cached(&keys)?;
+            let keys = keys.query_map((start.as_bytes(), most as i64 + 1), |row| {
+                let key: Vec<u8> = row.get(0)?;
+                // Guests' keys are text.
+                Ok(String::from_utf8_lossy(&key).into_owned())
+            })?;
+            let keys: Vec<_> = keys.collect::<rusqlite::Result<_>>()?;
+            Ok(Page::of(keys.into_iter(), prefix, most))
         })
     }
 

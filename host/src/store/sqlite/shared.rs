@@ -1,19 +1,20 @@
 //! What those who read have in common with the thread that writes, and how a store is kept.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, PoisonError};
 
 use clap::ValueEnum;
-use redb::Database;
 
 use crate::logging::Recurring;
+use crate::store::sqlite::readers::Readers;
 
 /// When a write is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Durability {
     /// When it is on the disk.
     Commit,
-    /// At once: what was written in the last second is lost when the process or the machine dies.
+    /// At once: what was written in the last second is lost when the machine dies.
     Relaxed,
 }
 
@@ -30,18 +31,17 @@ pub struct Options {
 pub(super) struct Shared {
     /// What the log calls it.
     pub(super) name: String,
-    /// None when it has been closed, or the disk has failed for good.
-    database: RwLock<Option<Database>>,
+    pub(super) readers: Readers,
     is_relaxed: AtomicBool,
     quota_bytes: AtomicU64,
     failed_reads: Mutex<Recurring>,
 }
 
 impl Shared {
-    pub(super) fn new(name: String, database: Database, options: Options) -> Shared {
+    pub(super) fn new(path: &Path, options: Options) -> Shared {
         let shared = Shared {
-            name,
-            database: RwLock::new(Some(database)),
+            name: path.display().to_string(),
+            readers: Readers::new(path.to_owned()),
             is_relaxed: AtomicBool::default(),
             quota_bytes: AtomicU64::default(),
             failed_reads: Mutex::new(Recurring::new()),
@@ -65,21 +65,8 @@ impl Shared {
         self.quota_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn database(&self) -> RwLockReadGuard<'_, Option<Database>> {
-        self.database.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Closes the file, when nobody reads it any more, and has what `open` gives in its place.
-    pub(super) fn replace(&self, open: impl FnOnce() -> Option<Database>) {
-        let database = self.database.write();
-        let mut database = database.unwrap_or_else(PoisonError::into_inner);
-        // First: a file that is open cannot be opened.
-        drop(database.take());
-        *database = open();
-    }
-
     #[cold]
-    pub(super) fn read_failed(&self, error: &redb::Error) {
+    pub(super) fn read_failed(&self, error: &rusqlite::Error) {
         let failed = self.failed_reads.lock();
         let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
         if let Some(times) = failed.again() {
