@@ -18,7 +18,7 @@ const BUILD_TIME: Duration = Duration::from_secs(600);
 /// Where the pages have their reader write a guest, record conversations, hand a server over, and
 /// listen.
 /// The test takes other places.
-const PLACES: [&str; 7] = [
+const PLACES: [&str; 8] = [
     "/tmp/shout",
     "/tmp/conversations",
     "/tmp/airlock.sock",
@@ -26,6 +26,7 @@ const PLACES: [&str; 7] = [
     "/tmp/guestbook.db",
     "/tmp/chat.db",
     "/tmp/notes.db",
+    "/tmp/lines",
 ];
 
 /// What a client hears first from each server that a page starts, in the page's order.
@@ -57,14 +58,15 @@ const SERVERS: [(&str, &[&str]); 8] = [
 ];
 
 /// Commands that would take minutes, or start this test again. `.ci/run` runs each as it stands here
-/// (`bench/compare` with options that make it short).
-const RUN_BY_CI: [&str; 17] = [
+/// (`bench/compare` and `--bench topics` with options that make it short).
+const RUN_BY_CI: [&str; 18] = [
     "cargo test -p host --test airlock --test walls -- --ignored every_door --nocapture",
     "cargo test --workspace",
     "cargo fmt --all",
     "cargo clippy --workspace --all-targets",
     "bench/compare",
     "bench/compare --shared",
+    "cargo bench -p bench --bench topics",
     "cargo run -p bench --release",
     "cargo run -p bench --release -- --mode pipeline",
     "cargo run -p bench --release -- --mode churn",

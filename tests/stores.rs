@@ -276,6 +276,10 @@ fn guests_of_every_version_of_the_interface_share_a_store() {
         "9223372036854775807"
     );
     assert_eq!(client.ask("add n 1"), overflow);
+    // This version has no word for a sum that is negative; it has been added to.
+    assert_eq!(client.ask("set m -5"), "ok");
+    assert_eq!(client.ask("add m 3"), overflow);
+    assert_eq!(client.ask("get-many m"), "m=-2");
 }
 
 #[test]

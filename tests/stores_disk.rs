@@ -14,11 +14,15 @@ use crate::support::{AIRLOCK, Server, eventually, guest, installed};
 
 /// A server of `keeper` with a store at this place, seen by strace; `-D` has the server be our child.
 fn seen(place: &Place, strace: &[&str]) -> Server {
+    seen_with(place, "", strace)
+}
+
+fn seen_with(place: &Place, parameters: &str, strace: &[&str]) -> Server {
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-o"]).arg(trace(place));
     command.args(strace).arg(AIRLOCK);
     command.arg("--guest").arg(guest("keeper"));
-    Server::start_command(command.arg(place.granted("")))
+    Server::start_command(command.arg(place.granted(parameters)))
 }
 
 fn trace(place: &Place) -> String {
@@ -274,8 +278,8 @@ fn a_disk_that_fails_is_written_no_more_and_read_on() {
         return;
     }
     let place = made();
-    let fails = "inject=fdatasync:error=EIO:when=8+";
-    let server = seen(&place, &["-e", "trace=fdatasync", "-e", fails]);
+    let fails = "inject=fsync,fdatasync:error=EIO:when=8+";
+    let server = seen(&place, &["-e", "trace=fsync,fdatasync", "-e", fails]);
     let mut client = keeper(&server);
     let acknowledged = (0..20).take_while(|number| {
         let word = client.ask(&format!("set key-{number} {number}"));
@@ -305,8 +309,8 @@ fn a_slow_disk_holds_up_whoever_writes_as_long_as_it_may_and_nobody_else() {
         return;
     }
     let place = made();
-    let waits = "inject=fdatasync:delay_enter=3000000:when=1+";
-    let server = seen(&place, &["-e", "trace=fdatasync", "-e", waits]);
+    let waits = "inject=fsync,fdatasync:delay_enter=3000000:when=1+";
+    let server = seen(&place, &["-e", "trace=fsync,fdatasync", "-e", waits]);
     let (mut one, mut other) = (keeper(&server), keeper(&server));
     one.send("set a 1\n");
     for _ in 0..100 {
@@ -316,6 +320,63 @@ fn a_slow_disk_holds_up_whoever_writes_as_long_as_it_may_and_nobody_else() {
     assert_eq!(one.hear(), "other: timeout\n");
     // It is written all the same.
     eventually("the disk is done", || other.ask("get a") == "1");
+}
+
+/// Without another write, and without an end.
+#[test]
+fn what_a_relaxed_store_was_told_is_on_the_disk_soon() {
+    if !installed("strace") {
+        return;
+    }
+    let place = made();
+    let synced = || {
+        let trace = fs::read_to_string(trace(&place)).unwrap_or_default();
+        trace.matches("fdatasync(").count() + trace.matches("fsync(").count()
+    };
+    let server = seen_with(
+        &place,
+        "?durability=relaxed",
+        &["-e", "trace=fsync,fdatasync"],
+    );
+    let mut client = keeper(&server);
+    for number in 1..=2 {
+        let before = synced();
+        assert_eq!(client.ask(&format!("set a {number}")), "ok");
+        eventually("it is synced", || synced() > before);
+    }
+}
+
+/// And what is written when there is room again is written.
+#[test]
+fn a_disk_without_room_takes_no_writes_until_it_has_some() {
+    if !installed("strace") {
+        return;
+    }
+    let place = made();
+    let full = "inject=pwrite64:error=ENOSPC:when=20..23";
+    let server = seen(&place, &["-e", "trace=pwrite64", "-e", full]);
+    let mut client = keeper(&server);
+    let words: Vec<_> = (0..40)
+        .map(|number| client.ask(&format!("set key-{number} {number}")))
+        .collect();
+    let refused: Vec<_> = (0..40).filter(|&number| words[number] != "ok").collect();
+    assert!((1..=4).contains(&refused.len()), "{words:?}");
+    assert!(
+        refused
+            .iter()
+            .all(|&number| words[number] == "other: unavailable")
+    );
+    assert_eq!(words[39], "ok");
+    for (number, word) in words.iter().enumerate() {
+        let found = client.ask(&format!("get key-{number}"));
+        let wanted = if word == "ok" {
+            number.to_string()
+        } else {
+            "none".to_owned()
+        };
+        assert_eq!(found, wanted);
+    }
+    server.logged(&["WARN", "the store cannot be written now"]);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! `airlock store`: looks into a store, changes it, and brings its content elsewhere.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
+use std::mem;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use airlock::cli::{Store, StoreAction};
 use airlock::limits::guest::{
-    STORE_ENTRY_BYTES, STORE_KEY_BYTES, STORE_PAGE_KEYS, STORE_VALUE_BYTES,
+    STORE_BATCH, STORE_BATCH_BYTES, STORE_ENTRY_BYTES, STORE_KEY_BYTES, STORE_PAGE_KEYS,
+    STORE_VALUE_BYTES,
 };
 use airlock::logging::printable;
 use airlock::settings::store::StoreSettings;
@@ -35,26 +37,27 @@ pub(crate) fn run(task: Store) -> Result<ExitCode> {
         },
         StoreAction::Set(key, value) => {
             let value = value.map(String::into_bytes);
-            store.set(&key, value.map_or_else(read_value, Ok)?)?;
+            let entry = store.entry(&key, value.map_or_else(read_value, Ok)?)?;
+            store.set(vec![entry])?;
         }
         StoreAction::List => store.each_key(|key| Ok(writeln!(out, "{}", printable(key))?))?,
         StoreAction::Export => store.each_key(|key| {
             // It was there when it was listed.
-            let value = store.get(key)?.unwrap_or_default();
-            Ok(writeln!(out, "{}", entries::line(key, value))?)
+            match store.get(key)? {
+                Some(value) => Ok(writeln!(out, "{}", entries::line(key, value))?),
+                None => Ok(()),
+            }
         })?,
         StoreAction::Import => {
-            for entry in entries::read(io::stdin().lock(), "standard input") {
-                let Entry { key, value, place } = entry?;
-                store.set(&key, value).context(place)?;
-            }
+            store.import(io::stdin().lock())?;
         }
         StoreAction::Stats => {
             let (mut entries, mut bytes) = (0_u64, 0);
             store.each_key(|key| {
-                let value = store.get(key)?.unwrap_or_default();
-                entries += 1;
-                bytes += (key.len() + value.len()) as u64;
+                if let Some(value) = store.get(key)? {
+                    entries += 1;
+                    bytes += (key.len() + value.len()) as u64;
+                }
                 Ok(())
             })?;
             let counts = bytes + entries * STORE_ENTRY_BYTES;
@@ -107,13 +110,39 @@ impl Opened {
         Ok(self.store.get(&key, Instant::now() + PATIENCE)?)
     }
 
-    /// Within the bounds of guests, who could not read it otherwise.
-    fn set(&self, key: &str, value: Vec<u8>) -> Result<()> {
+    /// Many at once, since each time may be a wait for the disk.
+    fn import(&self, text: impl BufRead) -> Result<()> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for read in entries::read(text, "standard input") {
+            let entry =
+                read.and_then(|Entry { key, value, place }| self.entry(&key, value).context(place));
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.set(batch)?;
+                    return Err(error);
+                }
+            };
+            bytes += entry.0.len() + entry.1.len();
+            batch.push(entry);
+            if batch.len() == STORE_BATCH || bytes >= STORE_BATCH_BYTES {
+                self.set(mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        self.set(batch)
+    }
+
+    /// What is stored of it: within the bounds of guests, who could not read it otherwise.
+    fn entry(&self, key: &str, value: Vec<u8>) -> Result<(String, Vec<u8>)> {
         if key.len() > STORE_KEY_BYTES || value.len() > STORE_VALUE_BYTES {
             bail!("a key may have {STORE_KEY_BYTES} bytes, a value {STORE_VALUE_BYTES}");
         }
-        let entry = (format!("{}{key}", self.prefix), value);
-        let set = self.store.set_many(vec![entry], Instant::now() + PATIENCE);
+        Ok((format!("{}{key}", self.prefix), value))
+    }
+
+    fn set(&self, entries: Vec<(String, Vec<u8>)>) -> Result<()> {
+        let set = self.store.set_many(entries, Instant::now() + PATIENCE);
         set.map_err(|error| match error {
             Error::Quota => anyhow!("the store is full: name a larger ?quota=SIZE"),
             error => error.into(),

@@ -124,6 +124,10 @@ pub const STORE_WAITING: usize = 4096;
 /// Bytes of those writes. The same.
 pub const STORE_WAITING_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Bytes of writes that reach the disk in one commit, but for the last of them: a disk takes no second for
+/// so much.
+pub const STORE_COMMIT_BYTES: u64 = 4 * 1024 * 1024;
+
 /// How long what a `relaxed` store has acknowledged may wait for the disk: as long as an operator may
 /// expect to lose.
 pub const STORE_SYNC_TIME: Duration = Duration::from_secs(1);

@@ -83,6 +83,9 @@ pub const WATCH_FILES: u64 = 3;
 /// handed over.
 pub const LISTENER_FILES: u64 = 3;
 
+/// Open files of each store in a file: two for each connection to it, and one that these have in common.
+pub const STORE_FILES: u64 = 2 * (1 + limits::guest::STORE_READERS as u64) + 1;
+
 /// Raises the soft limit of open files to the hard limit and returns the room there is for
 /// connections that take this much each, beside so many open files of the server's own: of those that
 /// `SPARE_DESCRIPTORS` do not cover, since there are several.

@@ -1,6 +1,8 @@
 //! What the settings come to on a machine with its capacity: the bounds of the process, and of each
 //! service.
 
+use std::collections::BTreeSet;
+
 use crate::limits::Limits;
 use crate::limits::guest::{GUEST_MEMORIES, GUEST_MEMORY_BYTES, Guest};
 use crate::limits::process::{ADDED_SERVICES, ADDRESS_SPACE_BYTES, Process};
@@ -55,12 +57,16 @@ impl Settings {
             .services
             .iter()
             .flat_map(|service| &service.guest_settings.stores);
-        let files = stores.filter(|store| matches!(store.url, StoreUrl::File(_)));
+        let files = stores.filter_map(|store| match &store.url {
+            StoreUrl::File(path) => Some(path),
+            _ => None,
+        });
+        let files = files.collect::<BTreeSet<_>>().len() as u64;
         let beside_one = |count: usize, files| count.saturating_sub(1) as u64 * files;
         beside_one(seats, capacity::SEAT_FILES)
             + beside_one(listeners.sum(), capacity::LISTENER_FILES)
             + beside_one(watched.count(), capacity::WATCH_FILES)
-            + files.count() as u64
+            + files * capacity::STORE_FILES
     }
 
     /// Every bound of the process, and of each service in their order. `grows`: services may be added
@@ -262,15 +268,17 @@ mod tests {
             [service.one]
             listen = ["127.0.0.1:1", "127.0.0.1:2"]
             guest = "one.wasm"
+            store = { a = "file:/a", b = "file:/b", c = "memory:" }
             [service.two]
             listen = "127.0.0.1:3"
             guest = "two.wasm"
+            store = { a = "file:/a" }
             [service.three]
             listen = "127.0.0.1:4"
             guest = "three.wasm"
             no-watch = true
             "#;
-        assert_eq!(settings(several).own_files(), 15 * 3 + 3 * 3 + 3);
+        assert_eq!(settings(several).own_files(), 15 * 3 + 3 * 3 + 3 + 2 * 19);
     }
 
     #[test]

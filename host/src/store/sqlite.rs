@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::types::Type;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 use crate::budget::{Budget, Claim};
@@ -50,9 +51,10 @@ impl Sqlite {
     /// It is something else, or the disk fails.
     pub fn open(path: &Path, options: Options) -> Result<Sqlite, OpenError> {
         let database = file::open(path)?;
+        let identity = file::identity(path).map_err(OpenError::Io)?;
         let shared = Arc::new(Shared::new(path, options));
         let (jobs, waiting) = mpsc::sync_channel(STORE_WAITING);
-        let writer = Writer::new(Arc::clone(&shared), database);
+        let writer = Writer::new(Arc::clone(&shared), path, identity, database);
         let (ends, ended) = mpsc::sync_channel(0);
         let thread = thread::Builder::new().name("store".to_owned());
         let thread = thread.spawn(move || {
@@ -178,8 +180,10 @@ impl Backend for Sqlite {
             let mut keys = database.prepare_cached(&keys)?;
             let keys = keys.query_map((start.as_bytes(), most as i64 + 1), |row| {
                 let key: Vec<u8> = row.get(0)?;
-                // Guests' keys are text.
-                Ok(String::from_utf8_lossy(&key).into_owned())
+                // Those of guests are text.
+                String::from_utf8(key).map_err(|error| {
+                    rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, Box::new(error))
+                })
             })?;
             let keys: Vec<_> = keys.collect::<rusqlite::Result<_>>()?;
             Ok(Page::of(keys.into_iter(), prefix, most))

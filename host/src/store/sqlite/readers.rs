@@ -1,5 +1,6 @@
 //! Connections that read, for whoever asks: each serves one at a time.
 
+use std::mem;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use crate::limits::guest::STORE_READERS;
+use crate::process::waiting;
 use crate::store::sqlite::file;
 
 /// How long a read waits for another process that has the file for itself. None that writes does.
@@ -64,9 +66,8 @@ impl Readers {
         let connection = match lent.connection.take() {
             Some(connection) => connection,
             None => {
-                let connection = file::connect(&self.path)?;
-                connection.busy_timeout(LOCK_TIME)?;
-                connection
+                let time = until.saturating_duration_since(Instant::now());
+                file::connect(&self.path, LOCK_TIME.min(time))?
             }
         };
         let result = read(&connection)?;
@@ -84,6 +85,7 @@ impl Readers {
 
     fn lend(&self, until: Instant) -> Result<Lent<'_>, NotRead> {
         let mut pool = self.pool();
+        let mut waits = false;
         loop {
             if pool.is_closed {
                 return Err(NotRead::Closed);
@@ -100,6 +102,13 @@ impl Readers {
             let time = until.saturating_duration_since(Instant::now());
             if time.is_zero() {
                 return Err(NotRead::Timeout);
+            }
+            if !mem::replace(&mut waits, true) {
+                // Whoever is given this thread's seat may want to read, too.
+                drop(pool);
+                waiting::begins();
+                pool = self.pool();
+                continue;
             }
             let waited = self.came_back.wait_timeout(pool, time);
             (pool, _) = waited.unwrap_or_else(PoisonError::into_inner);

@@ -239,3 +239,75 @@ fn many_read_at_once() {
         }
     });
 }
+
+/// What is written there is lost, so it is not acknowledged.
+#[test]
+fn a_file_that_was_removed_or_replaced_is_used_no_more() {
+    let log = |path: &Path| PathBuf::from(format!("{}-wal", path.display()));
+    let removed: fn(&Path) = |path| fs::remove_file(path).expect("it is there");
+    let replaced: fn(&Path) = |path| {
+        let other = path.with_extension("other");
+        fs::copy(path, &other)
+            .and_then(|_| fs::rename(&other, path))
+            .expect("there is room");
+    };
+    for (spoil, is_log) in [(removed, false), (replaced, false), (removed, true)] {
+        let (_folder, path) = place();
+        let store = Sqlite::open(&path, options(Durability::Commit)).expect("a store");
+        set(&store, "a", b"1").expect("room");
+        spoil(&if is_log { log(&path) } else { path });
+        assert_eq!(set(&store, "a", b"2"), Err(Error::Unavailable));
+        assert_eq!(store.get("a", soon()), Err(Error::Unavailable));
+    }
+    let (_folder, path) = place();
+    drop(Sqlite::open(&path, options(Durability::Commit)).expect("a store"));
+    let other = path.with_extension("other");
+    fs::hard_link(&path, &other).expect("there is room");
+    let error = Sqlite::open(&other, options(Durability::Commit)).err();
+    assert!(matches!(error, Some(OpenError::Io(_))), "{error:?}");
+}
+
+#[test]
+fn what_others_have_done_to_a_store_is_no_reason_to_panic_or_to_go_on_forever() {
+    for damage in [
+        "UPDATE used SET bytes = -1",
+        "DELETE FROM used",
+        "DROP TABLE used",
+    ] {
+        let (_folder, path) = place();
+        drop(Sqlite::open(&path, options(Durability::Commit)).expect("a store"));
+        let database = Connection::open(&path).expect("a database");
+        database.execute_batch(damage).expect("it is done");
+        drop(database);
+        let error = Sqlite::open(&path, options(Durability::Commit)).err();
+        assert!(
+            matches!(error, Some(OpenError::NoStore(_))),
+            "{damage}: {error:?}"
+        );
+    }
+    let (_folder, path) = place();
+    let store = Sqlite::open(&path, options(Durability::Commit)).expect("a store");
+    let database = Connection::open(&path).expect("a database");
+    let insert = "INSERT INTO entries VALUES (x'fffe', x'00')";
+    database.execute_batch(insert).expect("it is done");
+    assert_eq!(store.list("", None, 9, soon()), Err(Error::Unavailable));
+    database
+        .execute_batch("UPDATE used SET bytes = 9223372036854775807")
+        .expect("it is done");
+    assert_eq!(set(&store, "a", b""), Err(Error::Quota));
+}
+
+/// However large values are, not only as large as fills a page.
+#[test]
+fn a_file_is_about_as_large_as_what_is_in_it() {
+    for bytes in [20, 500, 1000, 2040, 10_000] {
+        let (_folder, path) = place();
+        let store = Sqlite::open(&path, options(Durability::Relaxed)).expect("a store");
+        let count = 4_000_000 / (bytes + 64 + 8);
+        let entries = (0..count).map(|number| (format!("{number:08}"), vec![7; bytes]));
+        store.set_many(entries.collect(), soon()).expect("room");
+        drop(store);
+        let length = fs::metadata(&path).expect("a file").len();
+        assert!(length < 8_000_000, "{bytes}: {length}");
+    }
+}

@@ -1,16 +1,18 @@
 //! The thread that writes: takes all that waits, commits it at once, and answers.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
 
 use crate::budget::{Budget, Claim};
-use crate::limits::guest::{STORE_SYNC_TIME, STORE_WAITING};
+use crate::limits::guest::{STORE_COMMIT_BYTES, STORE_SYNC_TIME, STORE_WAITING};
 use crate::store::backend::Error;
 use crate::store::counter;
-use crate::store::sqlite::file::USED_BYTES;
+use crate::store::sqlite::file::{self, APPLICATION_ID, Identity, LOCK_PAUSE, USED_BYTES};
 use crate::store::sqlite::shared::Shared;
 use crate::store::usage::{entry_bytes, replaced};
 
@@ -42,6 +44,14 @@ pub(super) enum Answer {
 
 /// The value of a key.
 pub(super) const GET: &str = "SELECT value FROM entries WHERE key = ?";
+
+const SET: &str = "INSERT INTO entries VALUES (?, ?) \
+                   ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+
+/// How long after it has waited for another process a writer lets others go first, and for how long: one that
+/// waits looks once in a [`LOCK_PAUSE`].
+const OTHERS_TIME: Duration = Duration::from_secs(1);
+const OTHERS_PAUSE: Duration = Duration::from_millis(2);
 
 /// A write, and who waits for it.
 pub(super) struct Job {
@@ -136,7 +146,7 @@ impl Entries<'_> {
             get: database.prepare_cached(GET)?,
             length: database
                 .prepare_cached("SELECT octet_length(value) FROM entries WHERE key = ?")?,
-            set: database.prepare_cached("INSERT OR REPLACE INTO entries VALUES (?, ?)")?,
+            set: database.prepare_cached(SET)?,
             remove: database.prepare_cached("DELETE FROM entries WHERE key = ?")?,
             used_bytes: used_bytes as u64,
             quota_bytes,
@@ -205,21 +215,34 @@ impl Job {
 /// Who writes.
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    path: PathBuf,
+    /// What it was when it was opened.
+    identity: Identity,
     /// None when the disk has failed, or it is closed: nothing is written any more.
     database: Option<Connection>,
     /// Whether its commits do not wait for the disk, once that has been said.
     is_lazy: Option<bool>,
     /// Since when there is what is not on the disk.
     unsynced_since: Option<Instant>,
+    /// When it last had to wait for another process.
+    waited: Option<Instant>,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, database: Connection) -> Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        path: &Path,
+        identity: Identity,
+        database: Connection,
+    ) -> Writer {
         Writer {
             shared,
+            path: path.to_owned(),
+            identity,
             database: Some(database),
             is_lazy: None,
             unsynced_since: None,
+            waited: None,
         }
     }
 
@@ -235,9 +258,13 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            while jobs.len() < STORE_WAITING
+            let mut bytes: u64 = jobs.iter().map(|job| job.write.bytes()).sum();
+            // Whoever waits behind more than that may give up before it is begun, and not after it is done.
+            while bytes < STORE_COMMIT_BYTES
+                && jobs.len() < STORE_WAITING
                 && let Ok(job) = waiting.try_recv()
             {
+                bytes += job.write.bytes();
                 jobs.push(job);
             }
             self.handle(jobs);
@@ -255,6 +282,7 @@ impl Writer {
         let jobs = jobs.into_iter();
         let jobs = jobs.map(|job| (job.write, (job.reply, job.claim)));
         let (writes, replies): (Vec<_>, Vec<_>) = jobs.unzip();
+        self.look_for_the_file();
         let (answers, otherwise) = match self.commit(writes) {
             Ok(answers) => (answers, Error::Unavailable),
             Err(error) => (Vec::new(), self.failed(&error)),
@@ -267,6 +295,21 @@ impl Writer {
         for ((reply, _claim), answer) in replies.into_iter().zip(answers) {
             // Whoever has waited too long does not hear it.
             let _ = reply.try_send(answer);
+        }
+    }
+
+    /// What is written to a file that has been removed, or has another in its place, is lost.
+    fn look_for_the_file(&mut self) {
+        let is_there = file::identity(&self.path).is_ok_and(|now| now == self.identity);
+        if self.database.is_some() && !is_there {
+            let store = &self.shared.name;
+            tracing::error!(
+                %store,
+                "the store's file was removed or replaced: the store is not used until the next start"
+            );
+            self.database = None;
+            self.unsynced_since = None;
+            self.shared.readers.close();
         }
     }
 
@@ -289,7 +332,22 @@ impl Writer {
             database.pragma_update(None, "synchronous", synchronous)?;
             self.is_lazy = Some(is_lazy);
         }
+        if self
+            .waited
+            .is_some_and(|waited| waited.elapsed() < OTHERS_TIME)
+        {
+            // Whoever has just written would otherwise be the first again.
+            thread::sleep(OTHERS_PAUSE);
+        }
+        let asked = Instant::now();
         let transaction = Transaction::begin(database)?;
+        if asked.elapsed() > LOCK_PAUSE {
+            self.waited = Some(Instant::now());
+        }
+        if !is_lazy && self.unsynced_since.is_some() {
+            // A commit that changes nothing would not wait for the disk. This changes the first page.
+            database.pragma_update(None, "application_id", APPLICATION_ID)?;
+        }
         let mut entries = Entries::of(database, self.shared.quota_bytes())?;
         let answers = writes.into_iter().map(|write| write.apply(&mut entries));
         let answers = answers.collect::<rusqlite::Result<Vec<_>>>()?;
@@ -308,9 +366,17 @@ impl Writer {
     #[cold]
     fn failed(&mut self, error: &rusqlite::Error) -> Error {
         let store = &self.shared.name;
-        if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) {
-            tracing::warn!(%store, "another process does not let the store be written");
-            return Error::Busy;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => {
+                tracing::warn!(%store, "another process does not let the store be written");
+                return Error::Busy;
+            }
+            // Nothing was changed, and there may be room again.
+            Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory) => {
+                tracing::warn!(%store, "the store cannot be written now: {error}");
+                return Error::Unavailable;
+            }
+            _ => {}
         }
         tracing::error!(
             %store,
