@@ -10,6 +10,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
 
 use crate::budget::{Budget, Claim};
 use crate::limits::guest::{STORE_COMMIT_BYTES, STORE_SYNC_TIME, STORE_WAITING};
+use crate::logging::Recurring;
 use crate::store::backend::Error;
 use crate::store::counter;
 use crate::store::sqlite::file::{self, APPLICATION_ID, Identity, LOCK_PAUSE, USED_BYTES};
@@ -226,6 +227,7 @@ pub(super) struct Writer {
     unsynced_since: Option<Instant>,
     /// When it last had to wait for another process.
     waited: Option<Instant>,
+    failed_writes: Recurring,
 }
 
 impl Writer {
@@ -243,6 +245,7 @@ impl Writer {
             is_lazy: None,
             unsynced_since: None,
             waited: None,
+            failed_writes: Recurring::new(),
         }
     }
 
@@ -366,17 +369,19 @@ impl Writer {
     #[cold]
     fn failed(&mut self, error: &rusqlite::Error) -> Error {
         let store = &self.shared.name;
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy) => {
-                tracing::warn!(%store, "another process does not let the store be written");
-                return Error::Busy;
+        // Nothing was changed, and there may be room again, or another process have finished.
+        let passing = match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => Some(Error::Busy),
+            Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory) => Some(Error::Unavailable),
+            _ => None,
+        };
+        if let Some(answer) = passing {
+            if let Some(times) = self.failed_writes.again() {
+                tracing::warn!(%store, times, "the store cannot be written now: {error}");
             }
-            // Nothing was changed, and there may be room again.
-            Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory) => {
-                tracing::warn!(%store, "the store cannot be written now: {error}");
-                return Error::Unavailable;
-            }
-            _ => {}
+            // What is still to be synced is tried again, and not at once.
+            self.unsynced_since = self.unsynced_since.map(|_| Instant::now());
+            return answer;
         }
         tracing::error!(
             %store,
