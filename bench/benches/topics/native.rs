@@ -2,9 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use anyhow::Result;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -44,8 +48,18 @@ async fn talk(stream: TcpStream, topics: Topics) -> Result<()> {
     writer.write_all(b"hello\n").await?;
     let mut hears: Option<Receiver<Arc<str>>> = None;
     loop {
-        tokio::select! {
-            line = lines.next_line() => {
+        let came = {
+            let (mut line, mut message) = (pin!(lines.next_line()), pin!(next(&mut hears)));
+            poll_fn(|context| {
+                if let Poll::Ready(line) = line.as_mut().poll(context) {
+                    return Poll::Ready(Came::Line(line));
+                }
+                message.as_mut().poll(context).map(Came::Message)
+            })
+            .await
+        };
+        match came {
+            Came::Line(line) => {
                 let Some(line) = line? else {
                     return Ok(());
                 };
@@ -68,7 +82,7 @@ async fn talk(stream: TcpStream, topics: Topics) -> Result<()> {
                 }
                 writer.write_all(b"ok\n").await?;
             }
-            message = next(&mut hears) => {
+            Came::Message(message) => {
                 let mut text = message?.to_string();
                 // Those that wait already leave in the same write.
                 while let Some(Ok(more)) = hears.as_mut().map(Receiver::try_recv) {
@@ -78,6 +92,12 @@ async fn talk(stream: TcpStream, topics: Topics) -> Result<()> {
             }
         }
     }
+}
+
+/// What a connection waits for.
+enum Came {
+    Line(io::Result<Option<String>>),
+    Message(Result<Arc<str>>),
 }
 
 async fn next(hears: &mut Option<Receiver<Arc<str>>>) -> Result<Arc<str>> {
