@@ -424,9 +424,9 @@ fn a_store_that_cannot_be_had_is_said_in_one_line() {
     );
 }
 
-/// A limit on the size of files is a full disk: SQLite is told so in the middle of a commit.
+/// A limit on the size of files is to SQLite a disk that fails, and no full one: in the middle of a commit.
 #[test]
-fn a_disk_that_is_full_ends_writes_and_neither_reads_nor_the_server() {
+fn a_file_that_may_not_grow_ends_writes_and_neither_reads_nor_the_server() {
     let place = Place::new();
     let mut command = Command::new("sh");
     // In units of 512 bytes: room for a store of 4 MiB.
@@ -573,6 +573,12 @@ fn an_operator_looks_into_a_store_and_takes_it_elsewhere() {
     let granted = format!("--store=default={other}");
     let server = Server::with_guest("keeper", &[&granted]);
     assert_eq!(keeper(&server).ask("get name"), "Ada");
+
+    let link = place.0.path().join("link.db");
+    std::os::unix::fs::symlink(place.file(), &link).unwrap();
+    let link = format!("file:{}", link.display());
+    assert_eq!(store(&["set", &link, "name", "Grace"], b""), "");
+    assert_eq!(store(&["get", &url, "name"], b""), "Grace");
 
     let nowhere = format!("{url}.nowhere");
     let error = refused(&["store", "list", &nowhere]);

@@ -41,7 +41,7 @@ enum Done {
 }
 
 impl Done {
-    /// One call of the kernel, as strace writes it with `-y -xx`; none that matters here.
+    /// From one call of the kernel, as strace writes it with `-y -xx`. None if it does not matter here.
     fn from(call: &str, folder: &str) -> Option<Done> {
         let (name, arguments) = call.split_once('(')?;
         let texts: Vec<Vec<u8>> = arguments.split(['"', '<', '>']).map(decoded).collect();

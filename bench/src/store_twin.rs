@@ -1,5 +1,6 @@
 //! The native twin of a guest that remembers: what the bench asks of `keeper`, done to the same kinds
-//! of stores with the same crates, without limits. A write promises what it does in Airlock.
+//! of stores with the same crates, without limits. A write promises what it does in
+//! Airlock, but that of a `relaxed` file is synced only with a later one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -121,7 +122,7 @@ impl Store for Memory {
 
 const GET: &str = "SELECT value FROM entries WHERE key = ?";
 
-/// What is written lazily is on the disk after that.
+/// The first write after that brings to the disk what was written lazily.
 const SYNC_TIME: Duration = Duration::from_secs(1);
 
 /// Reads on the threads of the connections; one thread commits all writes that wait together.

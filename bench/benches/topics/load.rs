@@ -44,8 +44,8 @@ pub(crate) fn medians(turns: &[Figures]) -> Option<Figures> {
     })
 }
 
-/// A guest may publish 100 messages a second: so several speak in turn. With few who hear, it is too few:
-/// then the server says that there is a limit, and the bench ends with that.
+/// A guest may publish 100 messages a second: so several speak in turn. With few who hear, that is too few,
+/// and the bench ends since nothing comes any more.
 const SPEAKERS: usize = 16;
 
 /// Nothing that works takes this long.
@@ -147,7 +147,7 @@ fn figures(
     })
 }
 
-/// As long as any other, so that it is known by that.
+/// All are equally long, so that each costs the same.
 fn body(number: u64) -> String {
     format!("message-{number:020}")
 }

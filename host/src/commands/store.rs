@@ -20,6 +20,7 @@ use airlock::store::{Backend, Error};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::commands::entries::{self, Entry};
+use crate::commands::stores;
 
 /// Nobody waits but the operator.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -89,7 +90,7 @@ impl Opened {
                     durability: settings.durability,
                     quota_bytes: settings.quota.bytes(),
                 };
-                Box::new(Sqlite::open(path, options)?)
+                Box::new(Sqlite::open(&stores::place(path)?, options)?)
             }
             StoreUrl::Redis(url) => {
                 let opened = Redis::open(&settings.redis(url));

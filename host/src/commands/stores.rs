@@ -138,7 +138,7 @@ fn find<K: PartialEq, T>(open: &[(K, Weak<T>)], wanted: &K) -> Option<Arc<T>> {
 }
 
 /// The same for whatever leads to the same file, which may not be there yet.
-fn place(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn place(path: &Path) -> io::Result<PathBuf> {
     match path.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let folder = path.parent().unwrap_or(Path::new("/")).canonicalize()?;

@@ -42,7 +42,7 @@ impl Settings {
         capacity::claim(each, self.own_files() + added)
     }
 
-    /// Open files of more seats, listeners and watched guests than one of each.
+    /// Open files of stores, and of more seats, listeners and watched guests than one of each.
     fn own_files(&self) -> u64 {
         let seats = match self.process.threads {
             Scheduling::PerConnection => 0,
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn seats_listeners_and_watched_guests_take_open_files() {
+    fn seats_listeners_watched_guests_and_stores_take_open_files() {
         let one = r#"
             [service.one]
             guest = "one.wasm"

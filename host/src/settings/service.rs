@@ -153,8 +153,8 @@ pub struct GuestSettings {
     #[arg(default_value_t = GUEST_MEMORY_BYTES.into())]
     pub guest_memory: MemorySize,
 
-    /// A store that the guest may use through `wasi:keyvalue`, by the name that it knows: memory: or
-    /// file:/PATH, each with parameters (?quota=1GiB) [may be repeated]
+    /// A store that the guest may use through `wasi:keyvalue`, by the name that it knows: memory:,
+    /// file:/PATH or redis://HOST:PORT, each with parameters (?prefix=NAME) [may be repeated]
     #[arg(
         long = "store",
         id = "store",

@@ -145,7 +145,7 @@ pub(super) fn written() -> Written {
             StoreUrl::written().what,
             StoreUrl::FILE
         ),
-        pattern: Some("^(memory:|file:/[^?]+)(\\?.*)?$"),
+        pattern: Some("^(memory:|file:/[^?]+|redis(s|\\+unix)?://[^?]+)(\\?.*)?$"),
         ..Written::default()
     }
 }

@@ -223,8 +223,11 @@ impl Address {
 impl StoreUrl {
     pub(super) fn written() -> Written {
         Written {
-            what: format!("\"memory:\", or a file like \"{}\"", StoreUrl::FILE),
-            pattern: Some("^(memory:|file:/[^?]+)$"),
+            what: format!(
+                "\"memory:\", a file like \"{}\", or a Redis like \"redis://127.0.0.1:6379\"",
+                StoreUrl::FILE
+            ),
+            pattern: Some("^(memory:|file:/[^?]+|redis(s|\\+unix)?://[^?]+)$"),
             ..Written::default()
         }
     }

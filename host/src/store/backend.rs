@@ -9,10 +9,11 @@ pub enum Error {
     /// It took too long. A write may still have happened, or happen.
     #[error("timeout")]
     Timeout,
-    /// The store is down, or its disk has failed.
+    /// The store is down, its disk has failed or is full, or its file is gone. A write may have happened.
     #[error("unavailable")]
     Unavailable,
-    /// Too much is asked of the store at once. Nothing has happened.
+    /// Too much is asked of the store at once, or another process writes to it for too long. Nothing has
+    /// happened.
     #[error("busy")]
     Busy,
     /// The store may hold no more.

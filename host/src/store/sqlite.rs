@@ -31,10 +31,11 @@ use crate::store::sqlite::shared::Shared;
 pub use crate::store::sqlite::shared::{Durability, Options};
 use crate::store::sqlite::writer::{Answer, GET, Job, Write, Writer};
 
-/// How long the end of a store rests when more waits for it than may.
+/// How long [`Sqlite::close`] rests before it tries again when the queue of writes is full.
 const CLOSE_PAUSE: Duration = Duration::from_millis(10);
 
-/// A store in a file. Dropping it closes the file, and waits for the disk as long as that may take. (A
+/// A store in a file. Dropping it closes the file, and waits for the disk, but no longer than
+/// [`STORE_END_TIME`]. (A
 /// disk that is stuck keeps its thread until the process ends.)
 pub struct Sqlite {
     shared: Arc<Shared>,
@@ -173,7 +174,7 @@ impl Backend for Sqlite {
         let (after, start) = match Page::start(prefix, cursor) {
             Bound::Excluded(last) => (">", last),
             Bound::Included(first) => (">=", first),
-            Bound::Unbounded => (">=", String::new()),
+            Bound::Unbounded => (">=", prefix.to_owned()),
         };
         self.read(until, |database| {
             let keys = format!("SELECT key FROM entries WHERE key {after} ? ORDER BY key LIMIT ?");

@@ -11,7 +11,8 @@ use crate::limits::guest::STORE_READERS;
 use crate::process::waiting;
 use crate::store::sqlite::file;
 
-/// How long a read waits for another process that has the file for itself. None that writes does.
+/// How long a read waits for another process that has the file for itself, whatever its own time and without
+/// saying so: that is rare. None that only writes has it so.
 const LOCK_TIME: Duration = Duration::from_millis(100);
 
 pub(super) struct Readers {
@@ -65,10 +66,7 @@ impl Readers {
         let mut lent = self.lend(until)?;
         let connection = match lent.connection.take() {
             Some(connection) => connection,
-            None => {
-                let time = until.saturating_duration_since(Instant::now());
-                file::connect(&self.path, LOCK_TIME.min(time))?
-            }
+            None => file::connect(&self.path, LOCK_TIME)?,
         };
         let result = read(&connection)?;
         lent.connection = Some(connection);

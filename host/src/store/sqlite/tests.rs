@@ -42,8 +42,7 @@ fn set(store: &Sqlite, key: &str, value: &[u8]) -> Result<(), Error> {
 
 #[test]
 fn what_was_stored_is_there_after_an_orderly_end_in_either_way() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("store.db");
+    let (_folder, path) = place();
     for durability in [Durability::Commit, Durability::Relaxed] {
         for closes in [true, false] {
             let key = format!("{durability:?} {closes}");
@@ -63,8 +62,7 @@ fn what_was_stored_is_there_after_an_orderly_end_in_either_way() {
 
 #[test]
 fn what_a_store_holds_counts_after_a_start_too() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("store.db");
+    let (_folder, path) = place();
     let small = Options {
         durability: Durability::Commit,
         quota_bytes: 200,
@@ -130,8 +128,7 @@ fn a_file_of_another_kind_is_refused_and_left_as_it_is() {
 
 #[test]
 fn a_file_with_much_room_in_it_is_smaller_after_a_start() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("store.db");
+    let (_folder, path) = place();
     let length = || fs::metadata(&path).expect("a file").len();
     let store = Sqlite::open(&path, options(Durability::Relaxed)).expect("a store");
     let keys: Vec<_> = (0..500).map(|number| format!("{number}")).collect();

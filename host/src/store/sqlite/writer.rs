@@ -221,7 +221,7 @@ pub(super) struct Writer {
     identity: Identity,
     /// None when the disk has failed, or it is closed: nothing is written any more.
     database: Option<Connection>,
-    /// Whether its commits do not wait for the disk, once that has been said.
+    /// What `synchronous` was last set to: true is `NORMAL`, false is `FULL`; none before the first commit.
     is_lazy: Option<bool>,
     /// Since when there is what is not on the disk.
     unsynced_since: Option<Instant>,
