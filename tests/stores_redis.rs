@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, Pair};
 use crate::redis_server::RedisServer;
 use crate::stores::{keeper, refused, store};
 use crate::support::{AIRLOCK, Client, Server, eventually, guest, run};
@@ -179,38 +179,44 @@ fn a_redis_that_cannot_be_had_is_said_in_one_line() {
     assert_eq!(keeper(&server).ask("set name Ada"), "ok");
 }
 
+/// A Redis over TLS, with its port; none, if it is not installed.
+pub(crate) fn over_tls(authority: &Authority, pair: &Pair) -> Option<(RedisServer, String)> {
+    // Redis takes no port of the system's choice.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let ca = authority.certificate();
+    let [chain, key, ca] = [&pair.chain, &pair.key, &ca].map(|file| file.to_str().unwrap());
+    let redis = RedisServer::start(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        chain,
+        "--tls-key-file",
+        key,
+        "--tls-ca-cert-file",
+        ca,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    Some((redis?, port))
+}
+
 #[test]
 fn a_redis_is_spoken_to_over_tls_and_only_to_the_right_one() {
     let authority = Authority::new("Redis");
     let pair = authority.issue("redis", &["localhost"]);
-    // Redis takes no port of the system's choice.
-    let port = {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port().to_string()
-    };
-    let ca = authority.certificate();
-    let files = [pair.chain, pair.key, ca.clone()].map(|file| file.display().to_string());
-    let Some(_redis) = RedisServer::start(&[
-        "--tls-port",
-        &port,
-        "--tls-cert-file",
-        &files[0],
-        "--tls-key-file",
-        &files[1],
-        "--tls-ca-cert-file",
-        &files[2],
-        "--tls-auth-clients",
-        "no",
-    ]) else {
+    let Some((_redis, port)) = over_tls(&authority, &pair) else {
         return;
     };
+    let ca = authority.certificate().display().to_string();
     let listen = "--listen=127.0.0.1:0";
     let at = |host: &str, ca: &str| format!("--store=default=rediss://{host}:{port}?ca={ca}");
-    let server = Server::with_guest("keeper", &[&at("localhost", &files[2])]);
+    let server = Server::with_guest("keeper", &[&at("localhost", &ca)]);
     let mut client = keeper(&server);
     assert_eq!(client.ask("set name Ada"), "ok");
     assert_eq!(client.ask("get name"), "Ada");
-    let error = refused(&[listen, &at("127.0.0.1", &files[2])]);
+    let error = refused(&[listen, &at("127.0.0.1", &ca)]);
     assert!(error.contains("certificate"), "{error}");
     let other = Authority::new("other");
     let ca = other.certificate().display().to_string();

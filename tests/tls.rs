@@ -11,23 +11,9 @@ use rustls::HandshakeKind;
 
 use crate::authority::{Authority, Pair, shown};
 use crate::support::{AIRLOCK, CLIENT, Program, Server, eventually, run};
-use crate::tls_client::{TlsClient, Trust, VERSIONS, connect};
+use crate::tls_client::{Trust, VERSIONS, connect, greeted, started};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// A server for `localhost`, and whoever issued its certificate.
-fn started(options: &[&str]) -> (Server, Authority) {
-    let authority = Authority::new("Test CA");
-    let pair = authority.issue("server", &["localhost"]);
-    let server = Server::start(&[&[&*pair.listen("")], options].concat());
-    (server, authority)
-}
-
-fn greeted(trust: &Trust, server: &Server) -> TlsClient {
-    let mut client = trust.connect(server.tcp());
-    assert_eq!(client.hear(), "Welcome!\n");
-    client
-}
 
 /// `openssl s_client`, which trusts this authority.
 fn s_client(server: &Server, authority: &Authority, options: &[&str]) -> Command {

@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::authority::{Authority, Pair};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, Server};
 
 pub(crate) const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
@@ -234,4 +234,18 @@ impl TlsClient {
         }
         Ok(())
     }
+}
+
+/// A server for `localhost`, and whoever issued its certificate.
+pub(crate) fn started(options: &[&str]) -> (Server, Authority) {
+    let authority = Authority::new("Test CA");
+    let pair = authority.issue("server", &["localhost"]);
+    let server = Server::start(&[&[&*pair.listen("")], options].concat());
+    (server, authority)
+}
+
+pub(crate) fn greeted(trust: &Trust, server: &Server) -> TlsClient {
+    let mut client = trust.connect(server.tcp());
+    assert_eq!(client.hear(), "Welcome!\n");
+    client
 }

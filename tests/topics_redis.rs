@@ -1,12 +1,12 @@
 //! Topics through a real Redis: servers that hear each other by it, and what happens when it is stopped,
 //! killed, or refuses.
 
-use std::net::TcpListener;
 use std::process::Command;
 
 use crate::authority::Authority;
 use crate::redis_server::RedisServer;
 use crate::stores::refused;
+use crate::stores_redis::over_tls;
 use crate::support::{AIRLOCK, Client, Server, eventually, guest, run};
 
 /// The option that grants topics there.
@@ -197,35 +197,18 @@ fn topics_that_cannot_be_had_are_said_in_one_line() {
 fn topics_go_through_tls_and_only_to_the_right_redis() {
     let authority = Authority::new("Redis");
     let pair = authority.issue("redis", &["localhost"]);
-    // Redis takes no port of the system's choice.
-    let port = {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port().to_string()
-    };
-    let ca = authority.certificate();
-    let files = [pair.chain, pair.key, ca].map(|file| file.display().to_string());
-    let Some(_redis) = RedisServer::start(&[
-        "--tls-port",
-        &port,
-        "--tls-cert-file",
-        &files[0],
-        "--tls-key-file",
-        &files[1],
-        "--tls-ca-cert-file",
-        &files[2],
-        "--tls-auth-clients",
-        "no",
-    ]) else {
+    let Some((_redis, port)) = over_tls(&authority, &pair) else {
         return;
     };
+    let ca = authority.certificate().display().to_string();
     let at = |host: &str, ca: &str| format!("--topics=rediss://{host}:{port}?ca={ca}");
-    let server = server(&at("localhost", &files[2]));
+    let server = server(&at("localhost", &ca));
     let mut client = hearer(&server, "t");
     // More than one record.
     assert_eq!(client.ask("flood t 4x60000"), "ok");
     for _ in 0..4 {
         assert_eq!(client.hear(), "t: 60000 bytes\n");
     }
-    let error = refused(&["--listen=127.0.0.1:0", &at("127.0.0.1", &files[2])]);
+    let error = refused(&["--listen=127.0.0.1:0", &at("127.0.0.1", &ca)]);
     assert!(error.contains("certificate"), "{error}");
 }

@@ -9,22 +9,8 @@ use airlock::limits::process::CROWDED_HANDSHAKE_TIME;
 use rustls::version::TLS13;
 
 use crate::authority::Authority;
-use crate::support::{Server, eventually};
-use crate::tls_client::{TlsClient, Trust, VERSIONS, connect};
-
-/// A server for `localhost`, and whoever trusts it.
-fn started(options: &[&str]) -> (Server, Authority) {
-    let authority = Authority::new("Test CA");
-    let pair = authority.issue("server", &["localhost"]);
-    let server = Server::start(&[&[&*pair.listen("")], options].concat());
-    (server, authority)
-}
-
-fn greeted(trust: &Trust, server: &Server) -> TlsClient {
-    let mut client = trust.connect(server.tcp());
-    assert_eq!(client.hear(), "Welcome!\n");
-    client
-}
+use crate::support::eventually;
+use crate::tls_client::{Trust, VERSIONS, connect, greeted, started};
 
 /// The beginning of a handshake, up to the server's turn.
 fn client_hello(authority: &Authority) -> Vec<u8> {

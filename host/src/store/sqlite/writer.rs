@@ -303,15 +303,16 @@ impl Writer {
 
     /// What is written to a file that has been removed, or has another in its place, is lost.
     fn look_for_the_file(&mut self) {
-        let is_there = file::identity(&self.path).is_ok_and(|now| now == self.identity);
-        if self.database.is_some() && !is_there {
+        if self.database.is_none() {
+            return;
+        }
+        if !file::identity(&self.path).is_ok_and(|now| now == self.identity) {
             let store = &self.shared.name;
             tracing::error!(
                 %store,
                 "the store's file was removed or replaced: the store is not used until the next start"
             );
-            self.database = None;
-            self.unsynced_since = None;
+            self.let_go();
             self.shared.readers.close();
         }
     }
@@ -387,8 +388,7 @@ impl Writer {
             %store,
             "the store's disk has failed, and writes are refused until the next start: {error}"
         );
-        self.database = None;
-        self.unsynced_since = None;
+        self.let_go();
         Error::Unavailable
     }
 
@@ -400,6 +400,11 @@ impl Writer {
         }
         // Whoever is the last to close the file brings what is beside it into it.
         self.shared.readers.close();
+        self.let_go();
+    }
+
+    /// Nothing is written any more.
+    fn let_go(&mut self) {
         self.database = None;
         self.unsynced_since = None;
     }
