@@ -85,6 +85,40 @@ fn all_hear_the_same_in_the_same_order() {
 }
 
 #[test]
+fn a_client_may_get_what_is_published_as_it_is() {
+    let server = server(&["--max-reply=1KiB"]);
+    let mut ada = connected(&server);
+    let mut eve = connected(&server);
+    assert_eq!(ada.ask("relay a"), "ok");
+    assert_eq!(eve.ask("tell a one"), "ok");
+    assert_eq!(ada.hear(), "a: one\n");
+    assert_eq!(ada.ask("heard"), "0");
+    // What the guest is asked about stays in its order between that.
+    assert_eq!(ada.ask("hear b"), "ok");
+    eve.send("say a 1\nsay b 2\nsay a 3\n");
+    for line in ["1\n", "b: 2\n", "3\n"] {
+        assert_eq!(ada.hear(), line);
+    }
+    // The last word counts.
+    for (verb, line) in [("hear", "a: x\n"), ("relay", "x\n"), ("relay", "x\n")] {
+        assert_eq!(ada.ask(&format!("{verb} a")), "ok");
+        assert_eq!(eve.ask("say a x"), "ok");
+        assert_eq!(ada.hear(), line);
+    }
+    // One that is longer than a reply may be is as good as lost, and those around it are not.
+    eve.send("say a before\nflood a 1x1025\nflood a 1x1024\n");
+    let heard: Vec<_> = (0..3).map(|_| ada.hear()).collect();
+    let full = format!("{}\n", "x".repeat(1024));
+    for line in ["before\n", "missed\n", &full] {
+        assert!(heard.iter().any(|one| one == line), "{heard:?}");
+    }
+    assert_eq!(ada.ask("forget a"), "ok");
+    assert_eq!(eve.ask("say a nobody"), "ok");
+    assert_eq!(eve.ask("say b the end"), "ok");
+    assert_eq!(ada.hear(), "b: the end\n");
+}
+
+#[test]
 fn nothing_is_granted_by_default() {
     let server = Server::with_guest("speaker", &[]);
     server.logged(&[
@@ -94,7 +128,7 @@ fn nothing_is_granted_by_default() {
     ]);
     let mut client = server.connect();
     assert_eq!(client.hear(), "access denied\n");
-    for line in ["hear a", "forget a", "say a b"] {
+    for line in ["hear a", "relay a", "forget a", "say a b"] {
         assert_eq!(client.ask(line), "access denied", "{line}");
     }
 }
@@ -289,6 +323,9 @@ fn what_was_heard_is_recorded_and_can_be_played() {
     assert_eq!(ada.hear(), "my: two words\n");
     assert_eq!(ada.ask("say my own words"), "ok");
     assert_eq!(ada.hear(), "my: own words\n");
+    assert_eq!(ada.ask("relay its"), "ok");
+    assert_eq!(bob.ask("say its words"), "ok");
+    assert_eq!(ada.hear(), "words\n");
     bob.send("say my close\n");
     assert_eq!(ada.rest(), "");
     server.signal("TERM");
@@ -310,6 +347,10 @@ fn what_was_heard_is_recorded_and_can_be_played() {
             "> say my own words",
             "< ok",
             "< my: own words",
+            "> relay its",
+            "< ok",
+            "* its words",
+            "< words",
             "* my close",
             "<close",
         ]

@@ -136,9 +136,11 @@ fn a_flood_of_messages_and_those_that_do_not_read_starve_nobody() {
 fn whoever_does_not_read_what_others_say_is_let_go() {
     let server = server(&["--write-timeout=1s"]);
     let _deaf = hearer(&server, "t");
+    let mut relayed = hearer(&server, "nothing");
+    assert_eq!(relayed.ask("relay t"), "ok");
     // As much as it may say at once, more than the kernel takes for a client that does not read.
     let mut count = 0;
-    eventually("it is let go", || {
+    eventually("they are let go", || {
         let mut speaker = server.connect();
         assert_eq!(speaker.hear(), "hello\n");
         for _ in 0..3 {
@@ -146,8 +148,11 @@ fn whoever_does_not_read_what_others_say_is_let_go() {
             count += 64;
         }
         let log = server.log();
-        log.iter()
-            .any(|line| line.contains("connection=1 ") && line.contains("does not read"))
+        [1, 2].iter().all(|number| {
+            let connection = format!("connection={number} ");
+            log.iter()
+                .any(|line| line.contains(&connection) && line.contains("does not read"))
+        })
     });
     eprintln!("after {count} messages");
 }

@@ -17,6 +17,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Lines,
+    /// The same, and who hears gets what is published as it is.
+    Relayed,
     Redis,
 }
 
@@ -172,7 +174,7 @@ impl Connection {
             kind,
             pending: Vec::new(),
         };
-        if kind == Kind::Lines {
+        if kind != Kind::Redis {
             connection.wait_for(b"hello\n")?;
         }
         Ok(connection)
@@ -180,9 +182,13 @@ impl Connection {
 
     fn hear(&mut self, topic: &str) -> Result<()> {
         match self.kind {
-            Kind::Lines => {
+            Kind::Lines | Kind::Relayed => {
+                let verb = match self.kind {
+                    Kind::Relayed => "relay",
+                    _ => "hear",
+                };
                 self.stream
-                    .write_all(format!("hear {topic}\n").as_bytes())?;
+                    .write_all(format!("{verb} {topic}\n").as_bytes())?;
                 self.wait_for(b"ok\n")
             }
             Kind::Redis => {
@@ -196,6 +202,7 @@ impl Connection {
     fn say(&mut self, topic: &str, body: &str) -> Result<()> {
         let text = match self.kind {
             Kind::Lines => format!("say {topic} {body}\n"),
+            Kind::Relayed => format!("tell {topic} {body}\n"),
             Kind::Redis => format!("PUBLISH {topic} {body}\r\n"),
         };
         Ok(self.stream.write_all(text.as_bytes())?)

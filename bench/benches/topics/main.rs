@@ -72,28 +72,17 @@ fn main() -> Result<()> {
         format!("--guest={}", guest.display()),
         "--total-guest-memory=24GiB".to_owned(),
     ];
+    let mut subjects = vec![(native(&itself), Kind::Lines)];
     let one = NonZero::<usize>::MIN;
-    let mut subjects = vec![
-        (native(&itself), Kind::Lines),
-        (
-            servers::airlock(
-                &airlock,
-                &Door::TCP,
-                Scheduling::Shared(one),
-                &airlock_options,
-            ),
-            Kind::Lines,
-        ),
-        (
-            servers::airlock(
-                &airlock,
-                &Door::TCP,
-                Scheduling::PerConnection,
-                &airlock_options,
-            ),
-            Kind::Lines,
-        ),
-    ];
+    for scheduling in [Scheduling::Shared(one), Scheduling::PerConnection] {
+        let subject = || servers::airlock(&airlock, &Door::TCP, scheduling, &airlock_options);
+        let mut relaying = subject();
+        relaying.name = match scheduling {
+            Scheduling::Shared(_) => "Airlock, few threads, relayed",
+            Scheduling::PerConnection => "Airlock, relayed",
+        };
+        subjects.extend([(relaying, Kind::Relayed), (subject(), Kind::Lines)]);
+    }
     for (name, program, script, kind) in [
         ("Node", "node", "topics.mjs", Kind::Lines),
         ("Redis", "redis-server", "topics-redis.sh", Kind::Redis),
@@ -121,7 +110,7 @@ fn main() -> Result<()> {
                     .with_context(|| subject.name)
             };
             fans.push(run(load::one_to_many)?);
-            if *kind == Kind::Lines {
+            if *kind != Kind::Redis {
                 pairs.push(run(load::pairs)?);
             }
         }

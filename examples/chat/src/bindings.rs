@@ -116,6 +116,73 @@ pub mod airlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
+      /// The same, but the client gets each message as it is, as a reply, and the guest is not asked: many
+      /// who read the same cost far less that way, and have to trust whoever publishes it. A guest that
+      /// exports `subscriber` is told there that messages were missed, of those too that are longer than
+      /// `--max-reply`; one that does not may have this all the same. Of `subscribe` and `relay`, the one
+      /// that was called last counts.
+      #[allow(async_fn_in_trait)]
+      pub fn relay(topic: &str,) -> ::core::result::Result<(),Error>{
+        unsafe {
+
+          #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+          #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 4*::core::mem::size_of::<*const u8>()]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 4*::core::mem::size_of::<*const u8>()]);
+          let vec0 = topic;
+          let ptr0 = vec0.as_ptr().cast::<u8>();
+          let len0 = vec0.len();
+          let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "airlock:line/topics@0.1.0")]
+          unsafe extern "C" {
+            #[link_name = "relay"]
+            fn wit_import2(_: *mut u8, _: usize, _: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8, ) { unreachable!() }
+          wit_import2(ptr0.cast_mut(), len0, ptr1);
+          let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+          let result9 = match l3 {
+            0 => {
+              let e = ();
+              Ok(e)
+            }
+            1 => {
+              let e = {
+                let l4 = i32::from(*ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>());
+                let v8 = match l4 {
+                  0 => {
+                    Error::AccessDenied
+                  }
+                  1 => {
+                    let e8 = {
+                      let l5 = *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                      let l6 = *ptr1.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                      let len7 = l6;
+                      let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
+
+                      _rt::string_lift(bytes7)
+                    };
+                    Error::Limit(e8)
+                  }
+                  n => {
+                    debug_assert_eq!(n, 2, "invalid enum discriminant");
+                    Error::Unavailable
+                  }
+                };
+
+                v8
+              };
+              Err(e)
+            }
+            _ => _rt::invalid_enum_discriminant(),
+          };
+          result9
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
       /// Has it hear no more of that; what was published before may still come.
       #[allow(async_fn_in_trait)]
       pub fn unsubscribe(topic: &str,) -> ::core::result::Result<(),Error>{
@@ -2352,49 +2419,49 @@ pub(crate) use __export_chat_impl as export;
 #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:examples:chat:chat:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1740] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xd1\x0c\x01A\x02\x01\
-A\x10\x01B\x09\x01q\x03\x0daccess-denied\0\0\x05limit\x01s\0\x0bunavailable\0\0\x04\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1750] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xdb\x0c\x01A\x02\x01\
+A\x10\x01B\x0a\x01q\x03\x0daccess-denied\0\0\x05limit\x01s\0\x0bunavailable\0\0\x04\
 \0\x05error\x03\0\0\x01j\0\x01\x01\x01@\x01\x05topics\0\x02\x04\0\x09subscribe\x01\
-\x03\x04\0\x0bunsubscribe\x01\x03\x01p}\x01@\x02\x05topics\x04body\x04\0\x02\x04\
-\0\x07publish\x01\x05\x03\0\x19airlock:line/topics@0.1.0\x05\0\x01B\x0d\x01ps\x01\
-r\x02\x07subjects\x09dns-names\0\x04\0\x08identity\x03\0\x01\x01@\0\0w\x04\0\x02\
-id\x01\x03\x01@\0\0s\x04\0\x0cpeer-address\x01\x04\x04\0\x0dlocal-address\x01\x04\
-\x01@\0\0\x7f\x04\0\x0cis-encrypted\x01\x05\x01k\x02\x01@\0\0\x06\x04\0\x0dpeer-\
-identity\x01\x07\x03\0\x1dairlock:line/connection@0.1.0\x05\x01\x01B\x1c\x01q\x03\
-\x0dno-such-store\0\0\x0daccess-denied\0\0\x05other\x01s\0\x04\0\x05error\x03\0\0\
-\x01ps\x01ks\x01r\x02\x04keys\x02\x06cursor\x03\x04\0\x0ckey-response\x03\0\x04\x04\
-\0\x06bucket\x03\x01\x01h\x06\x01p}\x01k\x08\x01j\x01\x09\x01\x01\x01@\x02\x04se\
-lf\x07\x03keys\0\x0a\x04\0\x12[method]bucket.get\x01\x0b\x01j\0\x01\x01\x01@\x03\
-\x04self\x07\x03keys\x05value\x08\0\x0c\x04\0\x12[method]bucket.set\x01\x0d\x01@\
-\x02\x04self\x07\x03keys\0\x0c\x04\0\x15[method]bucket.delete\x01\x0e\x01j\x01\x7f\
-\x01\x01\x01@\x02\x04self\x07\x03keys\0\x0f\x04\0\x15[method]bucket.exists\x01\x10\
-\x01j\x01\x05\x01\x01\x01@\x02\x04self\x07\x06cursor\x03\0\x11\x04\0\x18[method]\
-bucket.list-keys\x01\x12\x01i\x06\x01j\x01\x13\x01\x01\x01@\x01\x0aidentifiers\0\
-\x14\x04\0\x04open\x01\x15\x03\0\x20wasi:keyvalue/store@0.2.0-draft2\x05\x02\x02\
-\x03\0\x02\x06bucket\x02\x03\0\x02\x05error\x01B\x18\x02\x03\x02\x01\x03\x04\0\x06\
-bucket\x03\0\0\x02\x03\x02\x01\x04\x04\0\x05error\x03\0\x02\x04\0\x03cas\x03\x01\
-\x01i\x04\x01q\x02\x0bstore-error\x01\x03\0\x0acas-failed\x01\x05\0\x04\0\x09cas\
--error\x03\0\x06\x01h\x01\x01j\x01\x05\x01\x03\x01@\x02\x06bucket\x08\x03keys\0\x09\
-\x04\0\x0f[static]cas.new\x01\x0a\x01h\x04\x01p}\x01k\x0c\x01j\x01\x0d\x01\x03\x01\
-@\x01\x04self\x0b\0\x0e\x04\0\x13[method]cas.current\x01\x0f\x01j\x01x\x01\x03\x01\
-@\x03\x06bucket\x08\x03keys\x05deltax\0\x10\x04\0\x09increment\x01\x11\x01j\0\x01\
-\x07\x01@\x02\x03cas\x05\x05value\x0c\0\x12\x04\0\x04swap\x01\x13\x03\0\"wasi:ke\
-yvalue/atomics@0.2.0-draft2\x05\x05\x01B\x14\x02\x03\x02\x01\x03\x04\0\x06bucket\
-\x03\0\0\x02\x03\x02\x01\x04\x04\0\x05error\x03\0\x02\x01h\x01\x01ps\x01p}\x01k\x06\
-\x01o\x02s\x07\x01p\x08\x01j\x01\x09\x01\x03\x01@\x02\x06bucket\x04\x04keys\x05\0\
-\x0a\x04\0\x08get-many\x01\x0b\x01o\x02s\x06\x01p\x0c\x01j\0\x01\x03\x01@\x02\x06\
-bucket\x04\x0akey-values\x0d\0\x0e\x04\0\x08set-many\x01\x0f\x01@\x02\x06bucket\x04\
-\x04keys\x05\0\x0e\x04\0\x0bdelete-many\x01\x10\x03\0\x20wasi:keyvalue/batch@0.2\
-.0-draft2\x05\x06\x01B\x09\x01p}\x01r\x02\x05topics\x04body\0\x04\0\x07message\x03\
-\0\x01\x01ps\x01r\x02\x05lines\x03\x05close\x7f\x04\0\x06pushed\x03\0\x04\x01p\x02\
-\x01@\x02\x08messages\x06\x06missed\x7f\0\x05\x04\0\x0bon-messages\x01\x07\x04\0\
-\x1dairlock:line/subscriber@0.1.0\x05\x07\x01B\x07\x01ks\x01q\x03\x05reply\x01s\0\
-\x08no-reply\0\0\x05close\x01\0\0\x04\0\x07outcome\x03\0\x01\x01@\0\0\0\x04\0\x08\
-greeting\x01\x03\x01@\x01\x04lines\0\x02\x04\0\x0bhandle-line\x01\x04\x04\0\x1aa\
-irlock:line/handler@0.1.0\x05\x08\x04\0\x12examples:chat/chat\x04\0\x0b\x0a\x01\0\
-\x04chat\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.2\
-58.3\x10wit-bindgen-rust\x060.61.1";
+\x03\x04\0\x05relay\x01\x03\x04\0\x0bunsubscribe\x01\x03\x01p}\x01@\x02\x05topic\
+s\x04body\x04\0\x02\x04\0\x07publish\x01\x05\x03\0\x19airlock:line/topics@0.1.0\x05\
+\0\x01B\x0d\x01ps\x01r\x02\x07subjects\x09dns-names\0\x04\0\x08identity\x03\0\x01\
+\x01@\0\0w\x04\0\x02id\x01\x03\x01@\0\0s\x04\0\x0cpeer-address\x01\x04\x04\0\x0d\
+local-address\x01\x04\x01@\0\0\x7f\x04\0\x0cis-encrypted\x01\x05\x01k\x02\x01@\0\
+\0\x06\x04\0\x0dpeer-identity\x01\x07\x03\0\x1dairlock:line/connection@0.1.0\x05\
+\x01\x01B\x1c\x01q\x03\x0dno-such-store\0\0\x0daccess-denied\0\0\x05other\x01s\0\
+\x04\0\x05error\x03\0\0\x01ps\x01ks\x01r\x02\x04keys\x02\x06cursor\x03\x04\0\x0c\
+key-response\x03\0\x04\x04\0\x06bucket\x03\x01\x01h\x06\x01p}\x01k\x08\x01j\x01\x09\
+\x01\x01\x01@\x02\x04self\x07\x03keys\0\x0a\x04\0\x12[method]bucket.get\x01\x0b\x01\
+j\0\x01\x01\x01@\x03\x04self\x07\x03keys\x05value\x08\0\x0c\x04\0\x12[method]buc\
+ket.set\x01\x0d\x01@\x02\x04self\x07\x03keys\0\x0c\x04\0\x15[method]bucket.delet\
+e\x01\x0e\x01j\x01\x7f\x01\x01\x01@\x02\x04self\x07\x03keys\0\x0f\x04\0\x15[meth\
+od]bucket.exists\x01\x10\x01j\x01\x05\x01\x01\x01@\x02\x04self\x07\x06cursor\x03\
+\0\x11\x04\0\x18[method]bucket.list-keys\x01\x12\x01i\x06\x01j\x01\x13\x01\x01\x01\
+@\x01\x0aidentifiers\0\x14\x04\0\x04open\x01\x15\x03\0\x20wasi:keyvalue/store@0.\
+2.0-draft2\x05\x02\x02\x03\0\x02\x06bucket\x02\x03\0\x02\x05error\x01B\x18\x02\x03\
+\x02\x01\x03\x04\0\x06bucket\x03\0\0\x02\x03\x02\x01\x04\x04\0\x05error\x03\0\x02\
+\x04\0\x03cas\x03\x01\x01i\x04\x01q\x02\x0bstore-error\x01\x03\0\x0acas-failed\x01\
+\x05\0\x04\0\x09cas-error\x03\0\x06\x01h\x01\x01j\x01\x05\x01\x03\x01@\x02\x06bu\
+cket\x08\x03keys\0\x09\x04\0\x0f[static]cas.new\x01\x0a\x01h\x04\x01p}\x01k\x0c\x01\
+j\x01\x0d\x01\x03\x01@\x01\x04self\x0b\0\x0e\x04\0\x13[method]cas.current\x01\x0f\
+\x01j\x01x\x01\x03\x01@\x03\x06bucket\x08\x03keys\x05deltax\0\x10\x04\0\x09incre\
+ment\x01\x11\x01j\0\x01\x07\x01@\x02\x03cas\x05\x05value\x0c\0\x12\x04\0\x04swap\
+\x01\x13\x03\0\"wasi:keyvalue/atomics@0.2.0-draft2\x05\x05\x01B\x14\x02\x03\x02\x01\
+\x03\x04\0\x06bucket\x03\0\0\x02\x03\x02\x01\x04\x04\0\x05error\x03\0\x02\x01h\x01\
+\x01ps\x01p}\x01k\x06\x01o\x02s\x07\x01p\x08\x01j\x01\x09\x01\x03\x01@\x02\x06bu\
+cket\x04\x04keys\x05\0\x0a\x04\0\x08get-many\x01\x0b\x01o\x02s\x06\x01p\x0c\x01j\
+\0\x01\x03\x01@\x02\x06bucket\x04\x0akey-values\x0d\0\x0e\x04\0\x08set-many\x01\x0f\
+\x01@\x02\x06bucket\x04\x04keys\x05\0\x0e\x04\0\x0bdelete-many\x01\x10\x03\0\x20\
+wasi:keyvalue/batch@0.2.0-draft2\x05\x06\x01B\x09\x01p}\x01r\x02\x05topics\x04bo\
+dy\0\x04\0\x07message\x03\0\x01\x01ps\x01r\x02\x05lines\x03\x05close\x7f\x04\0\x06\
+pushed\x03\0\x04\x01p\x02\x01@\x02\x08messages\x06\x06missed\x7f\0\x05\x04\0\x0b\
+on-messages\x01\x07\x04\0\x1dairlock:line/subscriber@0.1.0\x05\x07\x01B\x07\x01k\
+s\x01q\x03\x05reply\x01s\0\x08no-reply\0\0\x05close\x01\0\0\x04\0\x07outcome\x03\
+\0\x01\x01@\0\0\0\x04\0\x08greeting\x01\x03\x01@\x01\x04lines\0\x02\x04\0\x0bhan\
+dle-line\x01\x04\x04\0\x1aairlock:line/handler@0.1.0\x05\x08\x04\0\x12examples:c\
+hat/chat\x04\0\x0b\x0a\x01\0\x04chat\x03\0\0\0G\x09producers\x01\x0cprocessed-by\
+\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
 
 #[inline(never)]
 #[doc(hidden)]

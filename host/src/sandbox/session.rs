@@ -3,6 +3,7 @@
 //! Messages go in, outcomes come out. Every call has a deadline. After the first error the instance
 //! is in no known state: drop the session.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::sandbox::bindings::LineServer;
 use crate::sandbox::bindings::batched::Batch;
 use crate::sandbox::bindings::exports::airlock::line::handler;
 use crate::sandbox::bindings::topical::Topics;
-use crate::sandbox::bindings::topical::exports::airlock::line::subscriber::Message;
+use crate::sandbox::bindings::topical::exports::airlock::line::subscriber;
 use crate::sandbox::linking::Sandbox;
 use crate::sandbox::machine::ticks;
 use crate::sandbox::memory::Refused;
@@ -27,7 +28,7 @@ use crate::sandbox::wasi::{CallTimedOut, State, caught};
 use crate::store::bucket::Buckets;
 use crate::talk::client::Client;
 use crate::talk::handler::{Answers, Handler, Outcome, Pushed};
-use crate::talk::mailbox::{Mail, Mailbox};
+use crate::talk::mailbox::{Mail, Mailbox, Message, Recipient};
 use crate::topics::exchange::Exchange;
 
 /// A live instance, and the clock and the limits around it.
@@ -169,6 +170,34 @@ impl Session {
         self.store.data().memory.held_bytes
     }
 
+    /// Has the guest hear messages, and that others were missed.
+    fn tell(
+        &mut self,
+        messages: &[Arc<Message>],
+        missed: bool,
+    ) -> Result<Pushed<'static>, GuestError> {
+        // Whoever has none cannot subscribe, but for its client.
+        let Some(subscriber) = &self.subscriber else {
+            return Ok(Pushed::default());
+        };
+        let subscriber = subscriber.airlock_line_subscriber();
+        let messages = messages.iter().map(|message| subscriber::Message {
+            topic: &message.topic,
+            body: &message.body,
+        });
+        let messages: Vec<_> = messages.collect();
+        let pushed = call(&mut self.store, self.call_ticks, &self.limits, |store| {
+            subscriber.call_on_messages(store, &messages, missed)
+        })?;
+        for line in &pushed.lines {
+            self.check_reply(Some(line))?;
+        }
+        Ok(Pushed {
+            lines: pushed.lines.into_iter().map(Cow::Owned).collect(),
+            close: pushed.close,
+        })
+    }
+
     fn check_reply(&self, text: Option<&str>) -> Result<(), GuestError> {
         match text {
             Some(text) if text.len() > self.limits.reply_bytes => {
@@ -266,27 +295,24 @@ impl Handler for Session {
         self.store.data().mailbox()
     }
 
-    fn hear(&mut self, mail: &Mail) -> Result<Pushed, GuestError> {
-        // Whoever has none cannot subscribe.
-        let Some(subscriber) = &self.subscriber else {
-            return Ok(Pushed::default());
-        };
-        let subscriber = subscriber.airlock_line_subscriber();
-        let messages = mail.messages.iter().map(|message| Message {
-            topic: &message.topic,
-            body: &message.body,
-        });
-        let messages: Vec<_> = messages.collect();
-        let pushed = call(&mut self.store, self.call_ticks, &self.limits, |store| {
-            subscriber.call_on_messages(store, &messages, mail.missed)
-        })?;
-        for line in &pushed.lines {
-            self.check_reply(Some(line))?;
+    fn hear<'m>(&mut self, mail: &'m Mail) -> Result<Pushed<'m>, GuestError> {
+        if mail.recipient == Recipient::Guest {
+            return self.tell(&mail.messages, mail.missed);
         }
-        Ok(Pushed {
-            lines: pushed.lines,
-            close: pushed.close,
-        })
+        let fits = |message: &&'m Arc<Message>| message.body.len() <= self.limits.reply_bytes;
+        let missed = mail.missed || !mail.messages.iter().all(|message| fits(&message));
+        let lines = mail.messages.iter().filter(fits);
+        let lines = lines.map(|message| String::from_utf8_lossy(&message.body));
+        let lines: Vec<_> = lines.collect();
+        if !missed {
+            return Ok(Pushed {
+                lines,
+                close: false,
+            });
+        }
+        let mut pushed = self.tell(&[], true)?;
+        pushed.lines.extend(lines);
+        Ok(pushed)
     }
 
     /// Time since the server started, in whole ticks.

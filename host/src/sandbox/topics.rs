@@ -7,6 +7,7 @@ use wasmtime::component::{HasSelf, Linker};
 use crate::limits::guest::SUBSCRIBE_TIME;
 use crate::sandbox::bindings::topical::airlock::line::topics;
 use crate::sandbox::wasi::State;
+use crate::talk::mailbox::Recipient;
 use crate::topics::exchange::Error;
 
 pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
@@ -15,8 +16,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
 
 impl topics::Host for State {
     fn subscribe(&mut self, topic: String) -> Result<(), topics::Error> {
-        let until = Instant::now() + SUBSCRIBE_TIME.min(self.time_left());
-        Ok(self.topics.subscribe(&topic, until)?)
+        self.subscribe_for(&topic, Recipient::Guest)
+    }
+
+    fn relay(&mut self, topic: String) -> Result<(), topics::Error> {
+        self.subscribe_for(&topic, Recipient::Client)
     }
 
     fn unsubscribe(&mut self, topic: String) -> Result<(), topics::Error> {
@@ -25,6 +29,13 @@ impl topics::Host for State {
 
     fn publish(&mut self, topic: String, body: Vec<u8>) -> Result<(), topics::Error> {
         Ok(self.topics.publish(&topic, body)?)
+    }
+}
+
+impl State {
+    fn subscribe_for(&mut self, topic: &str, recipient: Recipient) -> Result<(), topics::Error> {
+        let until = Instant::now() + SUBSCRIBE_TIME.min(self.time_left());
+        Ok(self.topics.subscribe(topic, recipient, until)?)
     }
 }
 

@@ -261,9 +261,7 @@ impl Shared {
             match about {
                 WAKE => {
                     seat.has_woken();
-                    for place in seat.take_mail() {
-                        board.bring_mail(place);
-                    }
+                    board.bring_mail(seat.take_mail());
                     board.look_up = true;
                 }
                 door @ DOORS.. => self.let_in(number, &mut board, (door - DOORS) as usize),
@@ -274,6 +272,11 @@ impl Shared {
         }
         if board.look_up {
             board = self.look_up(number, board)?;
+        }
+        for _ in 0..board.mail() {
+            if let Some(id) = board.next_with_mail() {
+                board = self.advance(number, board, id, Occasion::Mail)?;
+            }
         }
         for _ in 0..board.ready() {
             if let Some(id) = board.next_ready() {

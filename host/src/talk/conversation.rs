@@ -108,6 +108,9 @@ pub struct Conversation<H> {
     patience: Patience,
     /// Until it has ended.
     handler: Option<H>,
+    /// The handler's, once it has one: at hand, since it is looked into far more often than the handler
+    /// is called.
+    mailbox: Option<Arc<Mailbox>>,
     /// What follows when all output has been sent.
     next: Next,
     draining: bool,
@@ -148,6 +151,7 @@ impl<H: Handler> Conversation<H> {
             writer: Writer::default(),
             patience: Patience::new(limits.write_time),
             handler: None,
+            mailbox: None,
             next: Next::Receive,
             draining: false,
             settling: false,
@@ -166,6 +170,7 @@ impl<H: Handler> Conversation<H> {
         let greeting = start().and_then(|handler| self.handler.insert(handler).greeting());
         match greeting {
             Ok(text) => {
+                self.look_for_mailbox();
                 if let Some(text) = text {
                     self.writer.push(&text, self.reader.ending());
                 }
@@ -252,7 +257,14 @@ impl<H: Handler> Conversation<H> {
 
     /// Where what others publish waits for it, once its guest has asked to hear some of that.
     pub fn mailbox(&self) -> Option<&Arc<Mailbox>> {
-        self.handler.as_ref()?.mailbox()
+        self.mailbox.as_ref()
+    }
+
+    /// It may have one since it was called.
+    fn look_for_mailbox(&mut self) {
+        if self.mailbox.is_none() {
+            self.mailbox = self.handler.as_ref().and_then(H::mailbox).cloned();
+        }
     }
 
     /// Whether something is there.
@@ -339,14 +351,13 @@ impl<H: Handler> Conversation<H> {
             reader,
             writer,
             handler: Some(handler),
+            mailbox: Some(mailbox),
             ..
         } = self
         else {
             return self.resume();
         };
-        let Some(mail) = handler.mailbox().map(|mailbox| mailbox.take()) else {
-            return self.resume();
-        };
+        let mail = mailbox.take();
         match handler.hear(&mail) {
             Ok(pushed) => {
                 for line in &pushed.lines {
@@ -387,8 +398,9 @@ impl<H: Handler> Conversation<H> {
                 answered => break answered,
             }
         };
+        self.look_for_mailbox();
         match answered {
-            Ok(Next::Answer) if writer.is_empty() => {
+            Ok(Next::Answer) if self.writer.is_empty() => {
                 self.next = Next::Answer;
                 Turn::Wait(Wait::Again)
             }
@@ -406,6 +418,7 @@ impl<H: Handler> Conversation<H> {
 
     fn over(&mut self, end: End<H::Error>) -> End<H::Error> {
         self.handler = None;
+        self.mailbox = None;
         if matches!(end, End::Broken(_) | End::NotReading) {
             self.give_up();
         }

@@ -1,5 +1,6 @@
 //! The guest's end of a conversation, as the shim asks it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub trait Handler {
     ///
     /// # Errors
     /// The guest failed; it must not be called again.
-    fn hear(&mut self, mail: &Mail) -> Result<Pushed, Self::Error> {
+    fn hear<'m>(&mut self, mail: &'m Mail) -> Result<Pushed<'m>, Self::Error> {
         let _ = mail;
         Ok(Pushed::default())
     }
@@ -79,9 +80,9 @@ pub struct Answers {
 
 /// What a guest wants done about messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pushed {
+pub struct Pushed<'m> {
     /// Send these, each as a reply.
-    pub lines: Vec<String>,
+    pub lines: Vec<Cow<'m, str>>,
     /// Whether it wants to close.
     pub close: bool,
 }

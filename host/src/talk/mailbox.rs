@@ -25,11 +25,23 @@ pub struct Message {
     pub(crate) _claim: Option<Claim>,
 }
 
-/// What a guest is given of its mailbox in one call.
+/// Who gets the messages of a topic, of a connection that has subscribed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Recipient {
+    /// The guest, which says what its client gets.
+    #[default]
+    Guest,
+    /// The client, as they are.
+    Client,
+}
+
+/// What is taken from a mailbox at once.
 #[derive(Debug, Default)]
 pub struct Mail {
     /// The oldest first.
     pub messages: Vec<Arc<Message>>,
+    /// Who gets all of them.
+    pub recipient: Recipient,
     /// Whether some before these were lost.
     pub missed: bool,
     /// The number of the connection that hears them.
@@ -48,7 +60,7 @@ pub struct Mailbox {
 
 #[derive(Default)]
 struct Waiting {
-    messages: VecDeque<Arc<Message>>,
+    messages: VecDeque<(Arc<Message>, Recipient)>,
     bytes: usize,
     missed: bool,
 }
@@ -69,17 +81,20 @@ impl Mailbox {
         self.has_mail.load(Ordering::Acquire)
     }
 
-    /// Takes what fits into one call.
+    /// Takes what fits into one call, for one recipient.
     pub fn take(&self) -> Mail {
         let mut waiting = self.waiting();
+        let recipient = waiting.messages.front().map(|(_, recipient)| *recipient);
+        let recipient = recipient.unwrap_or_default();
         let mut bytes = 0;
         let fitting = waiting.messages.iter().take(HEARD_MESSAGES);
-        let fitting = fitting.take_while(|message| {
+        let fitting = fitting.take_while(|(message, own_recipient)| {
             bytes += message.body.len();
-            bytes <= HEARD_BYTES
+            bytes <= HEARD_BYTES && *own_recipient == recipient
         });
         let count = fitting.count().max(1).min(waiting.messages.len());
-        let messages: Vec<_> = waiting.messages.drain(..count).collect();
+        let messages = waiting.messages.drain(..count);
+        let messages: Vec<_> = messages.map(|(message, _)| message).collect();
         let taken: usize = messages.iter().map(|message| message.bytes()).sum();
         waiting.bytes -= taken;
         let missed = mem::take(&mut waiting.missed);
@@ -88,6 +103,7 @@ impl Mailbox {
         }
         Mail {
             messages,
+            recipient,
             missed,
             hearer: self.hearer,
         }
@@ -106,19 +122,20 @@ impl Mailbox {
     }
 
     /// Puts a message in, which is small enough.
-    pub(crate) fn put(&self, message: &Arc<Message>) {
+    pub(crate) fn put(&self, message: &Arc<Message>, recipient: Recipient) {
         let mut waiting = self.waiting();
         while waiting.messages.len() == MAILBOX_MESSAGES
             || waiting.bytes + message.bytes() > MAILBOX_BYTES
         {
-            let Some(oldest) = waiting.messages.pop_front() else {
+            let Some((oldest, _)) = waiting.messages.pop_front() else {
                 break;
             };
             waiting.bytes -= oldest.bytes();
             waiting.missed = true;
         }
         waiting.bytes += message.bytes();
-        waiting.messages.push_back(Arc::clone(message));
+        let letter = (Arc::clone(message), recipient);
+        waiting.messages.push_back(letter);
         self.tell(waiting);
     }
 
@@ -180,6 +197,10 @@ mod tests {
         })
     }
 
+    fn put(mailbox: &Mailbox, body: &[u8]) {
+        mailbox.put(&message(body), Recipient::Guest);
+    }
+
     fn bodies(mail: &Mail) -> Vec<&[u8]> {
         mail.messages.iter().map(|one| &*one.body).collect()
     }
@@ -188,7 +209,7 @@ mod tests {
     fn messages_come_in_their_order_and_in_portions() {
         let mailbox = Mailbox::new(1);
         for number in 0..=HEARD_MESSAGES as u8 {
-            mailbox.put(&message(&[number]));
+            put(&mailbox, &[number]);
         }
         let first = mailbox.take();
         assert_eq!(
@@ -203,12 +224,40 @@ mod tests {
     }
 
     #[test]
+    fn each_portion_is_for_one_recipient() {
+        use Recipient::{Client, Guest};
+
+        let mailbox = Mailbox::new(1);
+        for (body, recipient) in [
+            (b"1", Client),
+            (b"2", Client),
+            (b"3", Guest),
+            (b"4", Client),
+        ] {
+            mailbox.put(&message(body), recipient);
+        }
+        mailbox.miss();
+        let portions = [
+            (vec![b"1", b"2"], Client),
+            (vec![b"3"], Guest),
+            (vec![b"4"], Client),
+        ];
+        for (number, (expected, recipient)) in portions.into_iter().enumerate() {
+            assert!(mailbox.has_mail());
+            let mail = mailbox.take();
+            assert_eq!(bodies(&mail), expected);
+            assert_eq!((mail.recipient, mail.missed), (recipient, number == 0));
+        }
+        assert!(!mailbox.has_mail());
+    }
+
+    #[test]
     fn large_ones_come_alone() {
         let mailbox = Mailbox::new(1);
         let large = vec![0; HEARD_BYTES];
-        mailbox.put(&message(&large));
-        mailbox.put(&message(b"small"));
-        mailbox.put(&message(&large));
+        put(&mailbox, &large);
+        put(&mailbox, b"small");
+        put(&mailbox, &large);
         assert_eq!(bodies(&mailbox.take()), [&large]);
         assert_eq!(bodies(&mailbox.take()), [b"small"]);
         assert_eq!(bodies(&mailbox.take()), [&large]);
@@ -218,7 +267,7 @@ mod tests {
     fn a_full_one_loses_the_oldest_and_says_so_once() {
         let mailbox = Mailbox::new(1);
         for number in 0..MAILBOX_MESSAGES + 2 {
-            mailbox.put(&message(&number.to_le_bytes()));
+            put(&mailbox, &number.to_le_bytes());
         }
         let mail = mailbox.take();
         assert!(mail.missed);
@@ -228,9 +277,9 @@ mod tests {
         let mailbox = Mailbox::new(1);
         let body = vec![1; MAILBOX_BYTES / 4 - 1];
         for _ in 0..4 {
-            mailbox.put(&message(&body));
+            put(&mailbox, &body);
         }
-        mailbox.put(&message(b"x"));
+        put(&mailbox, b"x");
         let mut count = 0;
         let mut missed = Vec::new();
         while mailbox.has_mail() {
@@ -251,14 +300,14 @@ mod tests {
                 rung.fetch_add(1, Ordering::SeqCst);
             }
         };
-        mailbox.put(&message(b"before"));
+        put(&mailbox, b"before");
         mailbox.ring(rings);
         assert!(mailbox.has_mail() && mailbox.has_bell());
-        mailbox.put(&message(b"again"));
+        put(&mailbox, b"again");
         assert_eq!(rung.load(Ordering::SeqCst), 0);
         mailbox.take();
         mailbox.miss();
-        mailbox.put(&message(b"again"));
+        put(&mailbox, b"again");
         assert_eq!(rung.load(Ordering::SeqCst), 1);
         let mail = mailbox.take();
         assert!(mail.missed && mail.messages.len() == 1);

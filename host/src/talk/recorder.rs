@@ -120,7 +120,7 @@ impl<H: Handler, W: Write> Handler for Recorder<H, W> {
     }
 
     /// What the guest has published itself is not written down: it does that again when it is played to.
-    fn hear(&mut self, mail: &Mail) -> Result<Pushed, H::Error> {
+    fn hear<'m>(&mut self, mail: &'m Mail) -> Result<Pushed<'m>, H::Error> {
         if self.output.0.is_none() {
             return self.handler.hear(mail);
         }
@@ -132,7 +132,7 @@ impl<H: Handler, W: Write> Handler for Recorder<H, W> {
         match self.handler.hear(mail) {
             Ok(pushed) => {
                 let said = pushed.lines.iter();
-                lines.extend(said.map(|line| Line::Said(line.into())));
+                lines.extend(said.map(|line| Line::Said((&**line).into())));
                 lines.extend(pushed.close.then_some(Line::Close));
                 self.output.write(&lines);
                 Ok(pushed)

@@ -10,7 +10,7 @@ use slab::Slab;
 
 use crate::budget::{Budget, Claim};
 use crate::limits::process::QUEUED_MESSAGE_BYTES;
-use crate::talk::mailbox::{Mailbox, Message};
+use crate::talk::mailbox::{Mailbox, Message, Recipient};
 use crate::topics::hub::{Hub, Local};
 
 /// Why nothing was done.
@@ -53,7 +53,13 @@ struct Known {
 struct Topic {
     name: Arc<str>,
     /// Held while a message is put into all their mailboxes, so that all see one order.
-    subscribers: Mutex<Slab<Arc<Mailbox>>>,
+    subscribers: Mutex<Slab<Subscriber>>,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    mailbox: Arc<Mailbox>,
+    recipient: Recipient,
 }
 
 /// One subscriber of one topic, until it is given back to [`Exchange::unsubscribe`].
@@ -91,9 +97,11 @@ impl Exchange {
         &self,
         name: &str,
         mailbox: &Arc<Mailbox>,
+        recipient: Recipient,
         until: Instant,
     ) -> Result<Subscription, Error> {
-        let subscription = self.subscribe_here(name, mailbox);
+        let mailbox = Arc::clone(mailbox);
+        let subscription = self.subscribe_here(name, Subscriber { mailbox, recipient });
         if let Some((hub, own_name)) = &self.hub
             && hub.subscribe(own_name, name, until).is_err()
         {
@@ -110,7 +118,7 @@ impl Exchange {
         self.unsubscribe_here(subscription);
     }
 
-    fn subscribe_here(&self, name: &str, mailbox: &Arc<Mailbox>) -> Subscription {
+    fn subscribe_here(&self, name: &str, subscriber: Subscriber) -> Subscription {
         let topic = {
             let mut topics = lock(&self.topics);
             match topics.get_mut(name) {
@@ -133,7 +141,7 @@ impl Exchange {
             }
         };
         // Not before the topics are let go: whoever publishes to this one may take a while.
-        let place = lock(&topic.subscribers).insert(Arc::clone(mailbox));
+        let place = lock(&topic.subscribers).insert(subscriber);
         Subscription { topic, place }
     }
 
@@ -173,8 +181,8 @@ impl Exchange {
             publisher,
             _claim: Some(claim),
         });
-        for (_, mailbox) in &*lock(&topic.subscribers) {
-            mailbox.put(&message);
+        for (_, subscriber) in &*lock(&topic.subscribers) {
+            subscriber.mailbox.put(&message, subscriber.recipient);
         }
         Ok(())
     }
@@ -220,11 +228,20 @@ impl Local for Exchange {
     }
 }
 
+impl Subscription {
+    /// Of messages that are published from now on.
+    pub(super) fn change(&self, recipient: Recipient) {
+        if let Some(subscriber) = lock(&self.topic.subscribers).get_mut(self.place) {
+            subscriber.recipient = recipient;
+        }
+    }
+}
+
 impl Topic {
     /// All that have subscribed are told that they have missed something.
     fn miss(&self) {
-        for (_, mailbox) in &*lock(&self.subscribers) {
-            mailbox.miss();
+        for (_, subscriber) in &*lock(&self.subscribers) {
+            subscriber.mailbox.miss();
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::limits::guest::{
     BODY_BYTES, CALL_PUBLISHES, PUBLISH_BURST, PUBLISHES_PER_SECOND, SUBSCRIPTIONS, TOPIC_BYTES,
 };
 use crate::rate::Rate;
-use crate::talk::mailbox::Mailbox;
+use crate::talk::mailbox::{Mailbox, Recipient};
 use crate::topics::exchange::{Error, Exchange, Subscription};
 
 /// What one connection has of an exchange, until it is dropped.
@@ -51,12 +51,20 @@ impl Member {
         self.mailbox.as_ref()
     }
 
-    /// Has it hear what is published from when this returns, which waits until a given time at most.
-    pub(crate) fn subscribe(&mut self, topic: &str, until: Instant) -> Result<(), Error> {
-        let exchange = self.exchange.as_ref().filter(|_| self.hears);
+    /// Has its guest or its client hear what is published from when this returns, which waits until a
+    /// given time at most.
+    pub(crate) fn subscribe(
+        &mut self,
+        topic: &str,
+        recipient: Recipient,
+        until: Instant,
+    ) -> Result<(), Error> {
+        let can_hear = self.hears || recipient == Recipient::Client;
+        let exchange = self.exchange.as_ref().filter(|_| can_hear);
         let exchange = exchange.ok_or(Error::AccessDenied)?;
         check_name(topic)?;
-        if self.subscriptions.contains_key(topic) {
+        if let Some(subscription) = self.subscriptions.get(topic) {
+            subscription.change(recipient);
             return Ok(());
         }
         if self.subscriptions.len() == SUBSCRIPTIONS {
@@ -64,7 +72,7 @@ impl Member {
         }
         let new = || Arc::new(Mailbox::new(self.number));
         let mailbox = self.mailbox.get_or_insert_with(new);
-        let subscription = exchange.subscribe(topic, mailbox, until)?;
+        let subscription = exchange.subscribe(topic, mailbox, recipient, until)?;
         self.subscriptions.insert(topic.to_owned(), subscription);
         Ok(())
     }
@@ -127,6 +135,10 @@ mod tests {
         Member::new(Some(Arc::clone(exchange)), number, true)
     }
 
+    fn subscribe(member: &mut Member, topic: &str) -> Result<(), Error> {
+        member.subscribe(topic, Recipient::Guest, Instant::now())
+    }
+
     fn heard(member: &Member) -> Vec<(String, Vec<u8>)> {
         let mailbox = member.mailbox().expect("it has subscribed");
         let mut heard = Vec::new();
@@ -149,9 +161,9 @@ mod tests {
         let (mut ada, mut bob) = (member(&exchange, 1), member(&exchange, 2));
         assert_eq!(ada.publish("a", b"nobody".to_vec()), Ok(()));
         for topic in ["a", "a", "b"] {
-            assert_eq!(ada.subscribe(topic, Instant::now()), Ok(()));
+            assert_eq!(subscribe(&mut ada, topic), Ok(()));
         }
-        assert_eq!(bob.subscribe("a", Instant::now()), Ok(()));
+        assert_eq!(subscribe(&mut bob, "a"), Ok(()));
         assert_eq!(ada.publish("a", b"1".to_vec()), Ok(()));
         assert_eq!(bob.publish("b", b"2".to_vec()), Ok(()));
         assert_eq!(ada.unsubscribe("a"), Ok(()));
@@ -161,12 +173,28 @@ mod tests {
     }
 
     #[test]
+    fn the_recipient_is_the_one_that_was_named_last() {
+        let exchange = Exchange::new(&Queued::default());
+        let mut ada = Member::new(Some(exchange), 1, false);
+        let mut relay = |ada: &mut Member, recipient| ada.subscribe("a", recipient, Instant::now());
+        assert_eq!(relay(&mut ada, Recipient::Guest), Err(Error::AccessDenied));
+        assert_eq!(relay(&mut ada, Recipient::Client), Ok(()));
+        ada.hears = true;
+        for recipient in [Recipient::Client, Recipient::Guest, Recipient::Client] {
+            assert_eq!(relay(&mut ada, recipient), Ok(()));
+            assert_eq!(ada.publish("a", b"1".to_vec()), Ok(()));
+            let mail = ada.mailbox().expect("it has subscribed").take();
+            assert_eq!((mail.messages.len(), mail.recipient), (1, recipient));
+        }
+    }
+
+    #[test]
     fn whoever_is_dropped_leaves_nothing_behind() {
         let exchange = Exchange::new(&Queued::default());
         let mut ada = member(&exchange, 1);
         let mut bob = member(&exchange, 2);
-        assert_eq!(ada.subscribe("a", Instant::now()), Ok(()));
-        assert_eq!(bob.subscribe("a", Instant::now()), Ok(()));
+        assert_eq!(subscribe(&mut ada, "a"), Ok(()));
+        assert_eq!(subscribe(&mut bob, "a"), Ok(()));
         let mailbox = Arc::downgrade(ada.mailbox().expect("it has subscribed"));
         assert_eq!(bob.publish("a", vec![0; BODY_BYTES]), Ok(()));
         drop(ada);
@@ -182,20 +210,17 @@ mod tests {
         let exchange = Exchange::new(&Queued::default());
         let mut ada = member(&exchange, 1);
         let limit = |what| Err(Error::Limit(what));
-        assert_eq!(ada.subscribe("", Instant::now()), limit("topic bytes"));
+        assert_eq!(subscribe(&mut ada, ""), limit("topic bytes"));
         assert_eq!(
             ada.publish(&"x".repeat(256), Vec::new()),
             limit("topic bytes")
         );
-        assert_eq!(ada.subscribe(&"x".repeat(255), Instant::now()), Ok(()));
+        assert_eq!(subscribe(&mut ada, &"x".repeat(255)), Ok(()));
         for number in 1..SUBSCRIPTIONS {
-            assert_eq!(ada.subscribe(&number.to_string(), Instant::now()), Ok(()));
+            assert_eq!(subscribe(&mut ada, &number.to_string()), Ok(()));
         }
-        assert_eq!(
-            ada.subscribe("one more", Instant::now()),
-            limit("subscriptions")
-        );
-        assert_eq!(ada.subscribe("1", Instant::now()), Ok(()));
+        assert_eq!(subscribe(&mut ada, "one more"), limit("subscriptions"));
+        assert_eq!(subscribe(&mut ada, "1"), Ok(()));
         let large = vec![0; BODY_BYTES + 1];
         assert_eq!(ada.publish("1", large), limit("body bytes"));
         for _ in 0..CALL_PUBLISHES {
@@ -217,7 +242,7 @@ mod tests {
         let refused = (0_u64..).find(|&number| {
             let mut next = member(&exchange, number);
             let topic = number.to_string();
-            assert_eq!(next.subscribe(&topic, Instant::now()), Ok(()));
+            assert_eq!(subscribe(&mut next, &topic), Ok(()));
             let published = (0..4).try_for_each(|_| next.publish(&topic, vec![0; BODY_BYTES - 8]));
             subscribers.push(next);
             published == Err(Error::Limit("queued bytes"))
@@ -230,18 +255,12 @@ mod tests {
     #[test]
     fn what_was_not_granted_is_denied() {
         let mut nobody = Member::new(None, 1, true);
-        assert_eq!(
-            nobody.subscribe("a", Instant::now()),
-            Err(Error::AccessDenied)
-        );
+        assert_eq!(subscribe(&mut nobody, "a"), Err(Error::AccessDenied));
         assert_eq!(nobody.unsubscribe("a"), Err(Error::AccessDenied));
         assert_eq!(nobody.publish("a", Vec::new()), Err(Error::AccessDenied));
         let exchange = Exchange::new(&Queued::default());
         let mut deaf = Member::new(Some(exchange), 1, false);
-        assert_eq!(
-            deaf.subscribe("a", Instant::now()),
-            Err(Error::AccessDenied)
-        );
+        assert_eq!(subscribe(&mut deaf, "a"), Err(Error::AccessDenied));
         assert_eq!(deaf.publish("a", Vec::new()), Ok(()));
     }
 }

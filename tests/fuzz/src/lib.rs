@@ -26,10 +26,11 @@ pub mod talk {
 
 /// Publishes `body` to the owner of `mailbox`.
 pub fn publish(mailbox: &talk::mailbox::Mailbox, body: &str) {
-    mailbox.put(&std::sync::Arc::new(talk::mailbox::Message {
+    let message = std::sync::Arc::new(talk::mailbox::Message {
         topic: "t".into(),
         body: body.into(),
         publisher: None,
         _claim: None,
-    }));
+    });
+    mailbox.put(&message, talk::mailbox::Recipient::Guest);
 }

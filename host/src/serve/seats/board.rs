@@ -36,6 +36,8 @@ pub(super) struct Board {
     events: VecDeque<(u64, Told)>,
     /// There may be letters in the inbox, or connections that have to end.
     pub(super) look_up: bool,
+    /// Those that have mail.
+    mail: VecDeque<usize>,
     /// Those that have more to do, and wait for their next turn.
     ready: VecDeque<usize>,
     /// One for each connection that has a deadline, or had one, with its place.
@@ -70,6 +72,7 @@ impl Board {
             places: Slab::new(),
             events: VecDeque::with_capacity(EVENTS_PER_ROUND),
             look_up: false,
+            mail: VecDeque::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listen_at: None,
@@ -112,7 +115,7 @@ impl Board {
 
     /// How long nothing has to be done if nothing happens.
     fn patience(&self) -> Option<Duration> {
-        if self.look_up || !self.ready.is_empty() {
+        if self.look_up || !self.mail.is_empty() || !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
         let timer = self.timers.first().map(|(when, _)| *when);
@@ -138,7 +141,7 @@ impl Board {
     /// thread that has lost this seat.
     pub(super) fn take(&mut self, place: usize, occasion: Occasion) -> Option<Box<Parked>> {
         let place = self.places.get_mut(place)?;
-        let parked = place.parked.take_if(|parked| parked.waits.is_for(occasion));
+        let parked = place.parked.take_if(|parked| parked.waits_for(occasion));
         if let (None, Occasion::Told(told)) = (&parked, occasion) {
             place.told = place.told.max(Some(told));
         }
@@ -192,21 +195,19 @@ impl Board {
         place.parked = Some(parked);
     }
 
-    /// There is mail for the connection at this place. One that is driven looks for it before it waits.
-    pub(super) fn bring_mail(&mut self, id: usize) {
-        // The one that it was for may have ended.
-        let Some(place) = self.places.get_mut(id) else {
-            return;
-        };
-        if let Some(parked) = &mut place.parked
-            && parked.waits != Waits::Turn
-        {
-            parked.look_for_mail();
-            if parked.waits == Waits::Turn {
-                place.deadline = None;
-                self.ready.push_back(id);
-            }
-        }
+    /// There is mail for the connections at these places.
+    pub(super) fn bring_mail(&mut self, places: Vec<usize>) {
+        self.mail.extend(places);
+    }
+
+    /// How many have mail, some of whom may have heard it already.
+    pub(super) fn mail(&self) -> usize {
+        self.mail.len()
+    }
+
+    /// The one whose mail has waited longest.
+    pub(super) fn next_with_mail(&mut self) -> Option<usize> {
+        self.mail.pop_front()
     }
 
     /// A connection that was taken does not come back. With its place goes the last that holds its

@@ -47,6 +47,8 @@ pub(super) enum Occasion {
     Told(Told),
     TimeUp,
     Turn,
+    /// There may be mail.
+    Mail,
     /// It has to end.
     Drain,
 }
@@ -59,16 +61,6 @@ pub(super) enum Told {
     /// There is something, and nothing will come after it: the client has ended its side, or the
     /// connection is no more.
     Last,
-}
-
-impl Waits {
-    /// Whether this is what it waits for.
-    pub(super) fn is_for(self, occasion: Occasion) -> bool {
-        match occasion {
-            Occasion::Turn => self == Waits::Turn,
-            Occasion::Told(_) | Occasion::TimeUp | Occasion::Drain => self != Waits::Turn,
-        }
-    }
 }
 
 impl Parked {
@@ -88,6 +80,15 @@ impl Parked {
             waits: Waits::Turn,
         });
         parked.go_on(wait, false)
+    }
+
+    /// Whether this is what it waits for.
+    pub(super) fn waits_for(&self, occasion: Occasion) -> bool {
+        match occasion {
+            Occasion::Turn => self.waits == Waits::Turn,
+            Occasion::Mail => self.has_mail_to_hear(),
+            Occasion::Told(_) | Occasion::TimeUp | Occasion::Drain => self.waits != Waits::Turn,
+        }
     }
 
     /// Drives it. Returns nothing when it is over.
@@ -131,9 +132,14 @@ impl Parked {
 
     /// There may be mail, of which nobody tells again.
     pub(super) fn look_for_mail(&mut self) {
-        if matches!(self.waits, Waits::Input(_)) && self.has_mail() {
+        if self.has_mail_to_hear() {
             self.waits = Waits::Turn;
         }
+    }
+
+    /// Whoever waits for something else looks for mail afterwards.
+    fn has_mail_to_hear(&self) -> bool {
+        matches!(self.waits, Waits::Input(_)) && self.has_mail()
     }
 
     fn has_mail(&self) -> bool {

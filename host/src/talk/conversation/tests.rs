@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::talk::handler::{Answers, Pushed};
-use crate::talk::mailbox::{Mail, Message};
+use crate::talk::mailbox::{Mail, Message, Recipient};
 
 /// Repeats what it hears; `exit` closes, and `fail` is a fault.
 struct Echo;
@@ -242,9 +242,9 @@ impl Handler for Listener {
         Some(&self.mailbox)
     }
 
-    fn hear(&mut self, mail: &Mail) -> Result<Pushed, &'static str> {
-        let bodies = mail.messages.iter().map(|message| message.body.clone());
-        let lines = bodies.map(|body| String::from_utf8(body).expect("text"));
+    fn hear<'m>(&mut self, mail: &'m Mail) -> Result<Pushed<'m>, &'static str> {
+        let bodies = mail.messages.iter().map(|message| &*message.body);
+        let lines = bodies.map(String::from_utf8_lossy);
         let lines: Vec<_> = lines.collect();
         if lines.iter().any(|line| line == "fail") {
             return Err("told to");
@@ -259,12 +259,13 @@ impl Handler for Listener {
 }
 
 fn put(mailbox: &Mailbox, body: &str) {
-    mailbox.put(&Arc::new(Message {
+    let message = Arc::new(Message {
         topic: "t".into(),
         body: body.into(),
         publisher: None,
         _claim: None,
-    }));
+    });
+    mailbox.put(&message, Recipient::Guest);
 }
 
 fn listening() -> (Conversation<Listener>, Arc<Mailbox>) {

@@ -116,6 +116,73 @@ pub mod airlock {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
+      /// The same, but the client gets each message as it is, as a reply, and the guest is not asked: many
+      /// who read the same cost far less that way, and have to trust whoever publishes it. A guest that
+      /// exports `subscriber` is told there that messages were missed, of those too that are longer than
+      /// `--max-reply`; one that does not may have this all the same. Of `subscribe` and `relay`, the one
+      /// that was called last counts.
+      #[allow(async_fn_in_trait)]
+      pub fn relay(topic: &str,) -> ::core::result::Result<(),Error>{
+        unsafe {
+
+          #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+          #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 4*::core::mem::size_of::<*const u8>()]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 4*::core::mem::size_of::<*const u8>()]);
+          let vec0 = topic;
+          let ptr0 = vec0.as_ptr().cast::<u8>();
+          let len0 = vec0.len();
+          let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "airlock:line/topics@0.1.0")]
+          unsafe extern "C" {
+            #[link_name = "relay"]
+            fn wit_import2(_: *mut u8, _: usize, _: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8, ) { unreachable!() }
+          wit_import2(ptr0.cast_mut(), len0, ptr1);
+          let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+          let result9 = match l3 {
+            0 => {
+              let e = ();
+              Ok(e)
+            }
+            1 => {
+              let e = {
+                let l4 = i32::from(*ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>());
+                let v8 = match l4 {
+                  0 => {
+                    Error::AccessDenied
+                  }
+                  1 => {
+                    let e8 = {
+                      let l5 = *ptr1.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                      let l6 = *ptr1.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                      let len7 = l6;
+                      let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
+
+                      _rt::string_lift(bytes7)
+                    };
+                    Error::Limit(e8)
+                  }
+                  n => {
+                    debug_assert_eq!(n, 2, "invalid enum discriminant");
+                    Error::Unavailable
+                  }
+                };
+
+                v8
+              };
+              Err(e)
+            }
+            _ => _rt::invalid_enum_discriminant(),
+          };
+          result9
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
       /// Has it hear no more of that; what was published before may still come.
       #[allow(async_fn_in_trait)]
       pub fn unsubscribe(topic: &str,) -> ::core::result::Result<(),Error>{
@@ -845,25 +912,25 @@ pub(crate) use __export_topic_server_impl as export;
 #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:airlock:line@0.1.0:topic-server:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 786] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x8f\x05\x01A\x02\x01\
-A\x08\x01B\x09\x01q\x03\x0daccess-denied\0\0\x05limit\x01s\0\x0bunavailable\0\0\x04\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 796] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x99\x05\x01A\x02\x01\
+A\x08\x01B\x0a\x01q\x03\x0daccess-denied\0\0\x05limit\x01s\0\x0bunavailable\0\0\x04\
 \0\x05error\x03\0\0\x01j\0\x01\x01\x01@\x01\x05topics\0\x02\x04\0\x09subscribe\x01\
-\x03\x04\0\x0bunsubscribe\x01\x03\x01p}\x01@\x02\x05topics\x04body\x04\0\x02\x04\
-\0\x07publish\x01\x05\x03\0\x19airlock:line/topics@0.1.0\x05\0\x01B\x0d\x01ps\x01\
-r\x02\x07subjects\x09dns-names\0\x04\0\x08identity\x03\0\x01\x01@\0\0w\x04\0\x02\
-id\x01\x03\x01@\0\0s\x04\0\x0cpeer-address\x01\x04\x04\0\x0dlocal-address\x01\x04\
-\x01@\0\0\x7f\x04\0\x0cis-encrypted\x01\x05\x01k\x02\x01@\0\0\x06\x04\0\x0dpeer-\
-identity\x01\x07\x03\0\x1dairlock:line/connection@0.1.0\x05\x01\x01B\x09\x01p}\x01\
-r\x02\x05topics\x04body\0\x04\0\x07message\x03\0\x01\x01ps\x01r\x02\x05lines\x03\
-\x05close\x7f\x04\0\x06pushed\x03\0\x04\x01p\x02\x01@\x02\x08messages\x06\x06mis\
-sed\x7f\0\x05\x04\0\x0bon-messages\x01\x07\x04\0\x1dairlock:line/subscriber@0.1.\
-0\x05\x02\x01B\x07\x01ks\x01q\x03\x05reply\x01s\0\x08no-reply\0\0\x05close\x01\0\
-\0\x04\0\x07outcome\x03\0\x01\x01@\0\0\0\x04\0\x08greeting\x01\x03\x01@\x01\x04l\
-ines\0\x02\x04\0\x0bhandle-line\x01\x04\x04\0\x1aairlock:line/handler@0.1.0\x05\x03\
-\x04\0\x1fairlock:line/topic-server@0.1.0\x04\0\x0b\x12\x01\0\x0ctopic-server\x03\
-\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-\
-bindgen-rust\x060.61.1";
+\x03\x04\0\x05relay\x01\x03\x04\0\x0bunsubscribe\x01\x03\x01p}\x01@\x02\x05topic\
+s\x04body\x04\0\x02\x04\0\x07publish\x01\x05\x03\0\x19airlock:line/topics@0.1.0\x05\
+\0\x01B\x0d\x01ps\x01r\x02\x07subjects\x09dns-names\0\x04\0\x08identity\x03\0\x01\
+\x01@\0\0w\x04\0\x02id\x01\x03\x01@\0\0s\x04\0\x0cpeer-address\x01\x04\x04\0\x0d\
+local-address\x01\x04\x01@\0\0\x7f\x04\0\x0cis-encrypted\x01\x05\x01k\x02\x01@\0\
+\0\x06\x04\0\x0dpeer-identity\x01\x07\x03\0\x1dairlock:line/connection@0.1.0\x05\
+\x01\x01B\x09\x01p}\x01r\x02\x05topics\x04body\0\x04\0\x07message\x03\0\x01\x01p\
+s\x01r\x02\x05lines\x03\x05close\x7f\x04\0\x06pushed\x03\0\x04\x01p\x02\x01@\x02\
+\x08messages\x06\x06missed\x7f\0\x05\x04\0\x0bon-messages\x01\x07\x04\0\x1dairlo\
+ck:line/subscriber@0.1.0\x05\x02\x01B\x07\x01ks\x01q\x03\x05reply\x01s\0\x08no-r\
+eply\0\0\x05close\x01\0\0\x04\0\x07outcome\x03\0\x01\x01@\0\0\0\x04\0\x08greetin\
+g\x01\x03\x01@\x01\x04lines\0\x02\x04\0\x0bhandle-line\x01\x04\x04\0\x1aairlock:\
+line/handler@0.1.0\x05\x03\x04\0\x1fairlock:line/topic-server@0.1.0\x04\0\x0b\x12\
+\x01\0\x0ctopic-server\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-co\
+mponent\x070.258.3\x10wit-bindgen-rust\x060.61.1";
 
 #[inline(never)]
 #[doc(hidden)]

@@ -29,8 +29,11 @@ impl handler::Guest for Speaker {
         let words: Vec<_> = line.splitn(3, ' ').collect();
         let done = match *words {
             ["hear", topic] => topics::subscribe(topic),
+            ["relay", topic] => topics::relay(topic),
             ["forget", topic] => topics::unsubscribe(topic),
             ["say", topic, body] => topics::publish(topic, body.as_bytes()),
+            // What those who hear it as it is are to read.
+            ["tell", topic, body] => topics::publish(topic, format!("{topic}: {body}").as_bytes()),
             // So many messages of so many bytes; those of a shout are repeated whole.
             [word @ ("flood" | "shout"), topic, size] => {
                 let (count, bytes) = size.split_once('x').expect("COUNTxBYTES");
