@@ -49,13 +49,15 @@ impl RedisServer {
     }
 
     /// What it answers to a command, in one line.
-    pub(crate) fn command(&self, words: &[&str]) -> String {
+    pub(crate) fn command(&self, words: &[impl AsRef<[u8]>]) -> String {
         let mut stream = UnixStream::connect(self.socket()).expect("it runs");
-        let mut text = format!("*{}\r\n", words.len());
-        for word in words {
-            text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        let mut command = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words.iter().map(AsRef::as_ref) {
+            command.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            command.extend_from_slice(word);
+            command.extend_from_slice(b"\r\n");
         }
-        stream.write_all(text.as_bytes()).expect("it reads");
+        stream.write_all(&command).expect("it reads");
         let mut answer = String::new();
         BufReader::new(stream)
             .read_line(&mut answer)

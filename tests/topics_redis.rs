@@ -115,6 +115,26 @@ fn topics_of_another_name_and_those_of_nobody_are_not_heard() {
 }
 
 #[test]
+fn what_others_publish_is_relayed_as_text_that_is_no_longer_than_a_reply() {
+    let Some(redis) = RedisServer::start(&[]) else {
+        return;
+    };
+    let server = Server::with_guest(
+        "speaker",
+        &[&granted(&redis, "?name=a"), "--max-reply=1KiB"],
+    );
+    let mut client = server.connect();
+    assert_eq!(client.hear(), "hello\n");
+    assert_eq!(client.ask("relay t"), "ok");
+    let publish = |body: &[u8]| redis.command(&[b"PUBLISH", b"airlock:a:t".as_slice(), body]);
+    // As text it has three times as many bytes.
+    publish(&[0xff; 1024]);
+    assert_eq!(client.hear(), "missed\n");
+    publish(b"not \xff");
+    assert_eq!(client.hear(), "not \u{fffd}\n");
+}
+
+#[test]
 fn a_redis_that_is_killed_and_started_again_is_told_of_and_costs_no_connection() {
     let Some(mut redis) = RedisServer::start(&[]) else {
         return;

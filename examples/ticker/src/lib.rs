@@ -43,7 +43,7 @@ impl handler::Guest for Ticker {
 }
 
 impl subscriber::Guest for Ticker {
-    /// Some were lost, whichever.
+    /// Some were lost, whichever. Prices that still wait come behind these, up to the newest again.
     fn on_messages(_: Vec<Message>, _: bool) -> Pushed {
         let lines = WATCHED.with_borrow(|watched| watched.iter().map(|one| last(one)).collect());
         let close = false;

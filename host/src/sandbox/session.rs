@@ -299,19 +299,20 @@ impl Handler for Session {
         if mail.recipient == Recipient::Guest {
             return self.tell(&mail.messages, mail.missed);
         }
-        let fits = |message: &&'m Arc<Message>| message.body.len() <= self.limits.reply_bytes;
-        let missed = mail.missed || !mail.messages.iter().all(|message| fits(&message));
-        let lines = mail.messages.iter().filter(fits);
+        let lines = mail.messages.iter();
         let lines = lines.map(|message| String::from_utf8_lossy(&message.body));
-        let lines: Vec<_> = lines.collect();
-        if !missed {
+        let fits = |line: &Cow<'_, str>| line.len() <= self.limits.reply_bytes;
+        let lines: Vec<_> = lines.filter(fits).collect();
+        if !mail.missed && lines.len() == mail.messages.len() {
             return Ok(Pushed {
                 lines,
                 close: false,
             });
         }
         let mut pushed = self.tell(&[], true)?;
-        pushed.lines.extend(lines);
+        if !pushed.close {
+            pushed.lines.extend(lines);
+        }
         Ok(pushed)
     }
 

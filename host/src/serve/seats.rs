@@ -273,14 +273,9 @@ impl Shared {
         if board.look_up {
             board = self.look_up(number, board)?;
         }
-        for _ in 0..board.mail() {
-            if let Some(id) = board.next_with_mail() {
-                board = self.advance(number, board, id, Occasion::Mail)?;
-            }
-        }
         for _ in 0..board.ready() {
-            if let Some(id) = board.next_ready() {
-                board = self.advance(number, board, id, Occasion::Turn)?;
+            if let Some((id, occasion)) = board.next_ready() {
+                board = self.advance(number, board, id, occasion)?;
             }
         }
         for _ in 0..OTHERS_PER_ROUND {

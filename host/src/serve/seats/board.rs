@@ -36,10 +36,8 @@ pub(super) struct Board {
     events: VecDeque<(u64, Told)>,
     /// There may be letters in the inbox, or connections that have to end.
     pub(super) look_up: bool,
-    /// Those that have mail.
-    mail: VecDeque<usize>,
-    /// Those that have more to do, and wait for their next turn.
-    ready: VecDeque<usize>,
+    /// Those that have more to do, or mail, and wait for their next turn.
+    ready: VecDeque<(usize, Occasion)>,
     /// One for each connection that has a deadline, or had one, with its place.
     timers: BTreeSet<(Instant, usize)>,
     /// When clients are let in again, if they are not now.
@@ -72,7 +70,6 @@ impl Board {
             places: Slab::new(),
             events: VecDeque::with_capacity(EVENTS_PER_ROUND),
             look_up: false,
-            mail: VecDeque::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listen_at: None,
@@ -115,7 +112,7 @@ impl Board {
 
     /// How long nothing has to be done if nothing happens.
     fn patience(&self) -> Option<Duration> {
-        if self.look_up || !self.mail.is_empty() || !self.ready.is_empty() {
+        if self.look_up || !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
         let timer = self.timers.first().map(|(when, _)| *when);
@@ -162,7 +159,7 @@ impl Board {
         match parked.waits {
             Waits::Turn => {
                 place.deadline = None;
-                self.ready.push_back(id);
+                self.ready.push_back((id, Occasion::Turn));
             }
             Waits::Input(within) | Waits::Room(within) | Waits::End(within) => {
                 // Told once of what comes, not as long as it is there: the kernel would look at each
@@ -197,17 +194,8 @@ impl Board {
 
     /// There is mail for the connections at these places.
     pub(super) fn bring_mail(&mut self, places: Vec<usize>) {
-        self.mail.extend(places);
-    }
-
-    /// How many have mail, some of whom may have heard it already.
-    pub(super) fn mail(&self) -> usize {
-        self.mail.len()
-    }
-
-    /// The one whose mail has waited longest.
-    pub(super) fn next_with_mail(&mut self) -> Option<usize> {
-        self.mail.pop_front()
+        let with_mail = places.into_iter().map(|id| (id, Occasion::Mail));
+        self.ready.extend(with_mail);
     }
 
     /// A connection that was taken does not come back. With its place goes the last that holds its
@@ -219,13 +207,13 @@ impl Board {
         }
     }
 
-    /// How many wait for a turn, and nothing else.
+    /// How many wait for a turn; some may have heard their mail already.
     pub(super) fn ready(&self) -> usize {
         self.ready.len()
     }
 
-    /// The one that has waited longest.
-    pub(super) fn next_ready(&mut self) -> Option<usize> {
+    /// The one that has waited longest, and why.
+    pub(super) fn next_ready(&mut self) -> Option<(usize, Occasion)> {
         self.ready.pop_front()
     }
 

@@ -53,7 +53,7 @@ pub mod airlock {
 
       impl ::core::error::Error for Error {}
       #[allow(unused_unsafe, clippy::all)]
-      /// Has this connection hear what is published from now on. To subscribe again changes nothing.
+      /// Has this connection hear what is published from now on.
       #[allow(async_fn_in_trait)]
       pub fn subscribe(topic: &str,) -> ::core::result::Result<(),Error>{
         unsafe {
@@ -117,10 +117,11 @@ pub mod airlock {
       }
       #[allow(unused_unsafe, clippy::all)]
       /// The same, but the client gets each message as it is, as a reply, and the guest is not asked: many
-      /// who read the same cost far less that way, and have to trust whoever publishes it. A guest that
-      /// exports `subscriber` is told there that messages were missed, of those too that are longer than
-      /// `--max-reply`; one that does not may have this all the same. Of `subscribe` and `relay`, the one
-      /// that was called last counts.
+      /// who read the same cost far less that way, and have to trust whoever publishes it. What is not
+      /// UTF-8 becomes U+FFFD. A guest that exports `subscriber` is told there that messages were missed,
+      /// of those too that are longer than `--max-reply`; what it says then comes before messages that
+      /// wait, which may be older. One that does not may have this all the same. Of `subscribe` and
+      /// `relay`, the one that was called last counts, for what is published from then on.
       #[allow(async_fn_in_trait)]
       pub fn relay(topic: &str,) -> ::core::result::Result<(),Error>{
         unsafe {
