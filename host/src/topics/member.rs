@@ -176,7 +176,7 @@ mod tests {
     fn the_recipient_is_the_one_that_was_named_last() {
         let exchange = Exchange::new(&Queued::default());
         let mut ada = Member::new(Some(exchange), 1, false);
-        let mut relay = |ada: &mut Member, recipient| ada.subscribe("a", recipient, Instant::now());
+        let relay = |ada: &mut Member, recipient| ada.subscribe("a", recipient, Instant::now());
         assert_eq!(relay(&mut ada, Recipient::Guest), Err(Error::AccessDenied));
         assert_eq!(relay(&mut ada, Recipient::Client), Ok(()));
         ada.hears = true;
