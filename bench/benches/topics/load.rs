@@ -181,22 +181,13 @@ impl Connection {
     }
 
     fn hear(&mut self, topic: &str) -> Result<()> {
-        match self.kind {
-            Kind::Lines | Kind::Relayed => {
-                let verb = match self.kind {
-                    Kind::Relayed => "relay",
-                    _ => "hear",
-                };
-                self.stream
-                    .write_all(format!("{verb} {topic}\n").as_bytes())?;
-                self.wait_for(b"ok\n")
-            }
-            Kind::Redis => {
-                self.stream
-                    .write_all(format!("SUBSCRIBE {topic}\r\n").as_bytes())?;
-                self.wait_for(b":1\r\n")
-            }
-        }
+        let (command, confirmed) = match self.kind {
+            Kind::Lines => (format!("hear {topic}\n"), b"ok\n".as_slice()),
+            Kind::Relayed => (format!("relay {topic}\n"), b"ok\n".as_slice()),
+            Kind::Redis => (format!("SUBSCRIBE {topic}\r\n"), b":1\r\n".as_slice()),
+        };
+        self.stream.write_all(command.as_bytes())?;
+        self.wait_for(confirmed)
     }
 
     fn say(&mut self, topic: &str, body: &str) -> Result<()> {

@@ -1,9 +1,10 @@
 //! Connections that hear each other: Airlock beside the same natively, in Node, and in a Redis.
 //!
 //! Each server runs on one core and the load on the others. A server greets with `hello`, answers `ok` to
-//! `hear TOPIC` and to `say TOPIC BODY`, and sends `TOPIC: BODY` to whoever hears that. Every message is
-//! checked: it comes once, in its order, to each. What is set against each other is the processor's time
-//! that the servers took, since the load takes more than most of them.
+//! `hear TOPIC` and to `say TOPIC BODY`, and sends `TOPIC: BODY` to whoever hears that. (A guest that has it
+//! relayed takes `relay TOPIC` and `tell TOPIC BODY`.) Every message is checked: it comes once, in its order,
+//! to each. What is set against each other is the processor's time that the servers took, since the load
+//! takes more than most of them.
 
 #![expect(
     clippy::print_stderr,
